@@ -1,0 +1,72 @@
+"""Agents: named, durable conversations. An agent is a ref; its history is a chain of links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dormouse.domain.blocks import BlockKey, Link, Namespace
+from dormouse.domain.errors import InvalidRequest
+
+MAX_NAME_LENGTH = 256
+DEFAULT_TENANT = "default"
+
+
+def check_agent_name(name: str) -> str:
+    """`name` if it can name an agent. Raises InvalidRequest otherwise.
+
+    Names never become paths, so slashes and any script are fine; control characters would only hide
+    in logs and listings.
+    """
+    if not name or len(name) > MAX_NAME_LENGTH:
+        raise InvalidRequest(
+            f"agent name has {len(name)} characters; use 1 to {MAX_NAME_LENGTH}", param="agent"
+        )
+    if not name.isprintable():
+        raise InvalidRequest("agent name has control characters; remove them", param="agent")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class AgentId:
+    """Who an agent is: its tenant, its name and the namespace (model and format) of its chain."""
+
+    tenant: str
+    name: str
+    namespace: Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUpdate:
+    """What one reply makes of an agent: its whole chain, and the few tokens after the last block.
+
+    `rest` are tokens whose KV was never computed (at least the last sampled one).
+    """
+
+    id: AgentId
+    model: str
+    links: tuple[Link, ...]
+    rest: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the history."""
+        return sum(len(link.tokens) for link in self.links) + len(self.rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent as the catalog knows it. Times are Unix seconds.
+
+    `durable_tokens` counts leading tokens whose KV is on disk, `stored_nbytes` the bytes of those blocks
+    (shared ones counted in full).
+    """
+
+    id: AgentId
+    model: str
+    tip: BlockKey
+    num_tokens: int
+    durable_tokens: int
+    stored_nbytes: int
+    pinned: bool
+    created_at: float
+    used_at: float

@@ -1,0 +1,38 @@
+"""What one step computes: the only goods that cross from the engine to a runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of consecutive tokens of one sequence, to be computed in this step.
+
+    `tokens` stand at positions `start, start + 1, ...`. `pages` is the block table of the sequence from
+    position 0 to the last token of this chunk: the token at position p lives in row `p % block_size` of
+    `pages[p // block_size]`. Rows before `start` hold the KV of the past, rows of this chunk are
+    written by the step. `wants_logits`: return logits for the chunk's last token.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    pages: tuple[int, ...]
+    wants_logits: bool
+
+    @property
+    def end(self) -> int:
+        """Position after the chunk's last token: how many tokens its last row attends to."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: chunks of different sequences, decoding ones (one token) and prefilling ones alike."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed by this step."""
+        return sum(len(chunk.tokens) for chunk in self.chunks)

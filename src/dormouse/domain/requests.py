@@ -1,0 +1,117 @@
+"""Requests and the events that answer them: one type for every dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from dormouse.domain.agents import DEFAULT_TENANT
+from dormouse.domain.errors import DormouseError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen, and when to stop.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off; `min_p` keeps tokens at least that
+    fraction as likely as the best one. Penalties follow OpenAI (presence and frequency count generated
+    tokens) and CTRL (repetition counts prompt tokens too). `top_logprobs` None reports no logprobs, 0 only
+    those of the chosen token. `stop` strings never appear in the text.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    top_logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens: int = 256
+    min_tokens: int = 0
+    ignore_eos: bool = False
+
+
+class FinishReason(StrEnum):
+    """Why a reply ended."""
+
+    STOP = "stop"
+    """An end-of-turn token or a stop string."""
+    LENGTH = "length"
+    """`max_tokens`, or no room left in the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of a chosen token, before penalties and temperature, and the best others."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Where the tokens of a request came from.
+
+    `memory_tokens` were found in pages, `disk_tokens` were read from the store; the rest of the prompt was
+    computed. `completion_tokens` counts sampled tokens, the end-of-turn token included.
+    """
+
+    prompt_tokens: int
+    memory_tokens: int
+    disk_tokens: int
+    completion_tokens: int
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that were not computed again."""
+        return self.memory_tokens + self.disk_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New text of a reply. `logprobs` has one entry per token sampled since the last event."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The reply is complete. `stop` is the matched stop string, if one ended it."""
+
+    reason: FinishReason
+    usage: Usage
+    stop: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The reply ended by an error; nothing follows."""
+
+    error: DormouseError
+
+
+Event = TextDelta | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation. `sink` is called on the engine thread and must not block.
+
+    Every accepted request ends in exactly one Finished or Failed, unless it was aborted by its sender.
+    `deadline_s` is in seconds from submission.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    sink: Callable[[Event], None] = field(repr=False)
+    agent: str | None = None
+    tenant: str = DEFAULT_TENANT
+    deadline_s: float = 600.0
