@@ -1,0 +1,202 @@
+"""The engine: one thread, one inbox. HTTP handlers, finished disk reads and aborts post to it; answers
+leave through each request's sink. What the thread does is in `loop.py`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from dormouse.domain.blocks import BlockKey
+from dormouse.domain.errors import (
+    ContextLengthExceeded,
+    DormouseError,
+    EngineDead,
+    InvalidRequest,
+    QueueFull,
+    ShuttingDown,
+)
+from dormouse.domain.requests import Failed, Finished, Request
+from dormouse.engine.detokenizer import TokenDecoder
+from dormouse.engine.loop import EngineLoop, EngineOptions, EngineStats
+from dormouse.runtimes.base import Runtime
+from dormouse.store.block_store import BlockStore
+
+log = logging.getLogger(__name__)
+
+_MAX_RETRY_AFTER_S = 60
+_REPLIES_REMEMBERED = 32
+
+
+class Engine:
+    """Serves requests on a runtime, over a store. Its thread runs from construction to `stop`.
+
+    `new_decoder` makes the text decoder of one reply, `eos_token_ids` end a reply.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: BlockStore,
+        new_decoder: Callable[[], TokenDecoder],
+        eos_token_ids: frozenset[int],
+        options: EngineOptions,
+    ) -> None:
+        self.runtime = runtime
+        self.options = options
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._loop = EngineLoop(
+            runtime,
+            store,
+            new_decoder,
+            eos_token_ids,
+            options,
+            post=self._post,
+            answer=self._answer,
+        )
+        self._stop_at: float | None = None
+        # Guards what callers read and change before the engine thread sees their request.
+        self._gate = threading.Lock()
+        self._num_open = 0
+        self._closed: DormouseError | None = None
+        self._ended = False
+        self._ends: deque[float] = deque(maxlen=_REPLIES_REMEMBERED)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that can ever run, in tokens."""
+        return self._loop.max_length
+
+    @property
+    def death(self) -> EngineDead | None:
+        """The error that ended the loop, if one did."""
+        return self._closed if isinstance(self._closed, EngineDead) else None
+
+    def submit(self, request: Request) -> None:
+        """Accept a request: from here on its sink gets exactly one Finished or Failed.
+
+        Raises InvalidRequest, ContextLengthExceeded, QueueFull, ShuttingDown or EngineDead instead of
+        accepting.
+        """
+        self._check(request)
+        with self._gate:
+            if self._closed is not None:
+                raise self._closed
+            if self._num_open >= self.options.max_queue + self.options.max_running:
+                raise QueueFull(
+                    f"{self._num_open} requests are open and the queue is full; retry later",
+                    retry_after_s=self._retry_after(),
+                )
+            self._num_open += 1
+            deadline = time.monotonic() + request.deadline_s
+            self._inbox.put(partial(self._loop.add, request, deadline))
+
+    def abort(self, request_id: str) -> None:
+        """The sender went away: stop, keep what was computed, answer nothing more."""
+        self._post(partial(self._abort, request_id))
+
+    def is_resident(self, key: BlockKey) -> bool:
+        """Whether the block is in the arena right now."""
+        return self._loop.is_resident(key)
+
+    def stats(self) -> EngineStats:
+        """A snapshot for health and tools."""
+        return self._loop.stats()
+
+    def stop(self, grace_s: float) -> None:
+        """End the engine: refuse new requests, let open ones finish within `grace_s` seconds, then
+        save and fail the rest. Blocks until the thread has ended; another call with a shorter grace
+        cuts the first one short."""
+        with self._gate:
+            if self._closed is None:
+                self._closed = ShuttingDown("the server is shutting down; retry when it is back")
+        self._post(partial(self._begin_stop, time.monotonic() + grace_s))
+        self._thread.join()
+
+    def _check(self, request: Request) -> None:
+        """Refuse what can never run, on the caller's thread."""
+        prompt, limit = request.prompt, self.max_length
+        vocab_size = self.runtime.spec.vocab_size
+        if not prompt:
+            raise InvalidRequest("the prompt is empty; send at least one token", param="prompt")
+        if len(prompt) >= limit:
+            by_model = limit == self.runtime.spec.context_length
+            why = "the model's context" if by_model else "the arena's size, see --arena-tokens"
+            raise ContextLengthExceeded(len(prompt), limit - 1, f"{why} leaves one for the reply")
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise InvalidRequest(f"the prompt has token ids outside 0..{vocab_size - 1}", param="prompt")
+
+    def _retry_after(self) -> int:
+        """Whole seconds in which one more reply is likely to end."""
+        if len(self._ends) < 2:
+            return 1
+        interval = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(interval)))
+
+    def _post(self, message: Callable[[], None]) -> None:
+        """Put a message into the inbox. An ended engine has nobody to read it, so it is dropped."""
+        with self._gate:
+            if not self._ended:
+                self._inbox.put(message)
+
+    # -- the engine thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            idle = False
+            while not self._is_done():
+                self._drain(self._patience() if idle else 0.0)
+                idle = not self._loop.step()
+            self._end(ShuttingDown("the server is shutting down; what was generated is saved"))
+        except Exception as error:
+            log.critical("the engine loop died", exc_info=error)
+            self._end(EngineDead(f"the engine died of {error!r}; restart the server"))
+
+    def _is_done(self) -> bool:
+        if self._stop_at is None:
+            return False
+        return not self._loop.has_work or time.monotonic() >= self._stop_at
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due although no message comes; None is for ever."""
+        due = [moment for moment in (self._loop.next_deadline(), self._stop_at) if moment is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _drain(self, patience: float | None) -> None:
+        """Handle every message that is there; wait `patience` seconds for the first one."""
+        try:
+            self._inbox.get(block=patience != 0.0, timeout=patience)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _abort(self, request_id: str) -> None:
+        if self._loop.abort(request_id):
+            with self._gate:
+                self._num_open -= 1
+
+    def _answer(self, request: Request, event: Finished | Failed) -> None:
+        """The one place where a request ends."""
+        with self._gate:
+            self._num_open -= 1
+            self._ends.append(time.monotonic())
+        request.sink(event)
+
+    def _begin_stop(self, stop_at: float) -> None:
+        self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
+
+    def _end(self, error: DormouseError) -> None:
+        """Nothing runs after this: answer everyone who waits, and refuse everyone who comes."""
+        with self._gate:
+            self._closed = error
+            self._ended = True
+        self._drain(0.0)
+        self._loop.end(error, trust_pages=not isinstance(error, EngineDead))

@@ -1,0 +1,293 @@
+"""What the engine thread does: one step after the other, three calls each.
+
+`step = schedule()`, `logits = runtime.forward(step.plan)`, then the commit: count and seal what was
+computed, sample, answer. Everything here runs on the engine thread, but for `stats` and `is_resident`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from dormouse.domain.blocks import BlockKey, Namespace
+from dormouse.domain.errors import DeadlineExceeded, DormouseError, EngineDead
+from dormouse.domain.model_spec import cache_namespace
+from dormouse.domain.requests import Failed, Finished, FinishReason, Request, TextDelta
+from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
+from dormouse.engine.pool import Pool
+from dormouse.engine.sampler import Row, Sampler
+from dormouse.engine.saver import Saver
+from dormouse.engine.scheduler import Load, Scheduler, Step
+from dormouse.engine.sequence import Sequence
+from dormouse.runtimes.base import Logits, Runtime
+from dormouse.store.block_store import BlockStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Bounds of the engine. Times are in seconds, `token_budget` in prefill tokens a step.
+
+    With `sync` a reply's end is answered only when its blocks and history are on disk, or when
+    `sync_timeout_s` has passed.
+    """
+
+    token_budget: int = 512
+    max_running: int = 64
+    max_queue: int = 256
+    load_timeout_s: float = 10.0
+    sync: bool = False
+    sync_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for health and tools."""
+
+    num_running: int
+    num_waiting: int
+    num_loading: int
+    pages_total: int
+    pages_used: int
+    pages_idle: int
+    computed_tokens: int
+    memory_tokens: int
+    disk_tokens: int
+    generated_tokens: int
+    preemptions: int
+
+
+class EngineLoop:
+    """Owns sequences, pool and runtime. `post` brings a message back to the engine thread, `answer`
+    ends a request."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: BlockStore,
+        new_decoder: Callable[[], TokenDecoder],
+        eos_token_ids: frozenset[int],
+        options: EngineOptions,
+        *,
+        post: Callable[[Callable[[], None]], None],
+        answer: Callable[[Request, Finished | Failed], None],
+    ) -> None:
+        self._runtime = runtime
+        self._store = store
+        self._new_decoder = new_decoder
+        self._eos = eos_token_ids
+        self._options = options
+        self._post = post
+        self._answer = answer
+        self._saver = Saver(runtime, store)
+        self._pool = Pool(runtime.num_pages)
+        self._scheduler = Scheduler(
+            self._pool,
+            store,
+            runtime.cache.block_size,
+            token_budget=options.token_budget,
+            max_running=options.max_running,
+            load_timeout_s=options.load_timeout_s,
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._unsynced: dict[str, tuple[float, Request, Finished]] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that can ever run, in tokens: by the model, and by the arena.
+
+        One page is kept back, because the head of a shared block is copied beside its source.
+        """
+        by_arena = (self._runtime.num_pages - 1) * self._runtime.cache.block_size
+        return min(self._runtime.spec.context_length, by_arena)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is open."""
+        return bool(self._sequences or self._unsynced)
+
+    def next_deadline(self) -> float | None:
+        """When something is due although no message comes, on the monotonic clock."""
+        unsynced = (deadline for deadline, _, _ in self._unsynced.values())
+        moments = [*unsynced, self._scheduler.next_deadline()]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def is_resident(self, key: BlockKey) -> bool:
+        """Whether the block is in the arena right now. For any thread."""
+        return self._pool.find(key) is not None
+
+    def stats(self) -> EngineStats:
+        """Counts as of now, each read without a lock. For any thread."""
+        scheduler, pool, counts = self._scheduler, self._pool, self._counts
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_loading=scheduler.num_loading,
+            pages_total=pool.num_pages,
+            pages_used=pool.num_used,
+            pages_idle=pool.num_idle,
+            computed_tokens=counts["computed"],
+            memory_tokens=counts["memory"],
+            disk_tokens=counts["disk"],
+            generated_tokens=counts["generated"],
+            preemptions=counts["preempted"],
+        )
+
+    def add(self, request: Request, deadline: float) -> None:
+        """Queue an accepted request."""
+        params = request.sampling
+        sequence = Sequence(
+            request=request,
+            namespace=self._namespace(request.tenant),
+            block_size=self._runtime.cache.block_size,
+            tokens=list(request.prompt),
+            max_length=min(self.max_length, len(request.prompt) + params.max_tokens),
+            deadline=deadline,
+            sampler=Sampler(params, request.prompt, self._eos),
+            detokenizer=Detokenizer(self._new_decoder(), params.stop),
+        )
+        self._sequences[request.id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request whose sender is gone; False when it has ended already."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._retire(sequence, None)
+        return sequence is not None
+
+    def step(self) -> bool:
+        """One step; False when there was nothing to compute."""
+        now = time.monotonic()
+        self._expire(now)
+        step = self._scheduler.schedule(now)
+        for tail in step.preempted:
+            self._counts["preempted"] += 1
+            self._saver.save_tail(tail)
+        for copy in step.copies:
+            self._runtime.copy_page(copy.source, copy.target, copy.num_tokens)
+            self._scheduler.copied(copy)
+        for load in step.loads:
+            buffer = self._runtime.page_buffer(load.page)
+            self._store.load(load.link.key, buffer, partial(self._post_loaded, load))
+        if not step.plan.chunks:
+            return False
+        self._commit(step, self._runtime.forward(step.plan))
+        return True
+
+    def end(self, error: DormouseError, *, trust_pages: bool) -> None:
+        """Answer everyone who still waits with `error`, after saving what they have."""
+        for request_id in list(self._unsynced):
+            self._durable(request_id)
+        for sequence in list(self._sequences.values()):
+            if trust_pages:
+                self._fail(sequence, error)
+            else:
+                self._answer(sequence.request, Failed(error))
+        self._sequences.clear()
+
+    def _commit(self, step: Step, logits: Logits) -> None:
+        """Count and seal what was computed, then give each sequence that is up to date its token."""
+        rows = iter(logits)
+        for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
+            row = next(rows) if chunk.wants_logits else None
+            if row is not None and not math.isfinite(row.max()):
+                self._fail(sequence, EngineDead("the model computed NaN; check its weights"))
+                continue
+            self._counts["computed"] += len(chunk.tokens)
+            sealed = self._scheduler.computed(sequence, len(chunk.tokens))
+            self._saver.save_blocks(sequence, sealed)
+            if row is not None:
+                self._extend(sequence, row)
+
+    def _extend(self, sequence: Sequence, row: Row) -> None:
+        """Sample one token, show its text, and end the reply where it ends."""
+        if len(sequence.tokens) >= sequence.max_length:
+            self._finish(sequence, FinishReason.LENGTH)  # a request for no tokens: only to warm up
+            return
+        params = sequence.request.sampling
+        token, logprob = sequence.sampler.sample(row)
+        sequence.tokens.append(token)
+        self._counts["generated"] += 1
+        ended = token in self._eos and not params.ignore_eos
+        text, stop = ("", None) if ended else sequence.detokenizer.step(token)
+        reason = FinishReason.STOP if ended or stop is not None else None
+        if reason is None and len(sequence.tokens) >= sequence.max_length:
+            reason = FinishReason.LENGTH
+        if reason is not None and stop is None:
+            rest, stop = sequence.detokenizer.flush()
+            text += rest
+        logprobs = (logprob,) if logprob is not None and not ended else ()
+        if text or logprobs:
+            sequence.request.sink(TextDelta(text, logprobs))
+        if reason is not None:
+            self._finish(sequence, reason if stop is None else FinishReason.STOP, stop)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
+        finished = Finished(reason, sequence.usage(), stop)
+        request = sequence.request
+        if self._retire(sequence, partial(self._post_durable, request.id)):
+            deadline = time.monotonic() + self._options.sync_timeout_s
+            self._unsynced[request.id] = (deadline, request, finished)
+        else:
+            self._answer(request, finished)
+
+    def _fail(self, sequence: Sequence, error: DormouseError) -> None:
+        self._retire(sequence, None)
+        self._answer(sequence.request, Failed(error))
+
+    def _retire(self, sequence: Sequence, on_durable: Callable[[bool], None] | None) -> bool:
+        """Take a sequence out and save what it computed; True when `on_durable` will be called."""
+        del self._sequences[sequence.request.id]
+        self._counts["memory"] += sequence.memory_tokens
+        self._counts["disk"] += sequence.disk_tokens
+        pages = sequence.pages
+        tail = self._scheduler.release(sequence)
+        if not sequence.num_computed and not sequence.num_generated:
+            return False
+        waits = on_durable if self._options.sync else None
+        return self._saver.save_reply(sequence, pages, tail, waits)
+
+    def _expire(self, now: float) -> None:
+        for sequence in self._scheduler.sequences:
+            if sequence.deadline <= now:
+                limit = sequence.request.deadline_s
+                self._fail(sequence, DeadlineExceeded(f"no reply within {limit:g} s; it was cut"))
+        for request_id, (deadline, _, _) in list(self._unsynced.items()):
+            if deadline <= now:
+                self._durable(request_id)
+
+    def _post_loaded(self, load: Load, error: Exception | None) -> None:
+        """Called by a reader thread."""
+        self._post(partial(self._loaded, load, error))
+
+    def _loaded(self, load: Load, error: Exception | None) -> None:
+        if error is None:
+            self._runtime.page_loaded(load.page)
+        self._scheduler.loaded(load, ok=error is None)
+
+    def _post_durable(self, request_id: str, ok: bool) -> None:
+        """Called by the store's writer thread."""
+        if not ok:
+            log.warning("request %s is answered but not on disk yet", request_id)
+        self._post(partial(self._durable, request_id))
+
+    def _durable(self, request_id: str) -> None:
+        if request_id in self._unsynced:
+            _, request, finished = self._unsynced.pop(request_id)
+            self._answer(request, finished)
+
+    def _namespace(self, tenant: str) -> Namespace:
+        if tenant not in self._namespaces:
+            namespace = cache_namespace(self._runtime.spec, self._runtime.cache, tenant)
+            self._store.register(namespace, self._runtime.cache)
+            self._namespaces[tenant] = namespace
+        return self._namespaces[tenant]

@@ -1,0 +1,375 @@
+"""What runs next. Counts, not phases: prefill, wake and decode are one path.
+
+A waiting sequence is admitted when its pages fit: each block of its tokens is shared from the arena, read
+from the store, or left to be computed. A step mixes all decoding sequences with a budget of prefill tokens.
+Under pressure idle pages go first (the pool sees to it), then the youngest running sequence goes back to
+the queue; its blocks stay findable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, common_prefix
+from dormouse.domain.plan import Chunk, Plan
+from dormouse.engine.pool import Pool
+from dormouse.engine.sequence import Sequence, State
+from dormouse.store.block_store import BlockStore
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy the first `num_tokens` rows of `source` (referenced until done) to `target`."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """A block on its way from the store into `page`, which the load references until it returns.
+
+    `shared`: the whole block is wanted, by any number of sequences, and will be registered; otherwise
+    its head goes on in the private page of one sequence. `overdue` once nobody waits for it any more.
+    """
+
+    namespace: Namespace
+    link: Link
+    page: int
+    deadline: float
+    shared: bool
+    waiters: list[Sequence] = field(default_factory=list)
+    overdue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """An unfinished block and its page, whose content is good until the step is carried out."""
+
+    sequence: Sequence
+    page: int
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the engine carries out, in this order: save the preempted tails, copy, start the loads
+    (nobody awaits them here), compute the plan. `sequences` are those of the plan's chunks."""
+
+    preempted: tuple[Tail, ...]
+    copies: tuple[Copy, ...]
+    loads: tuple[Load, ...]
+    plan: Plan
+    sequences: tuple[Sequence, ...]
+
+
+@dataclass(slots=True)
+class _Match:
+    """What is known of a sequence's past: whole blocks, then the head of one more.
+
+    `pages` has a page per whole block, None where the block is only in the store.
+    """
+
+    pages: list[int | None] = field(default_factory=list)
+    head: Link | None = None
+    head_page: int | None = None
+    head_tokens: int = 0
+
+
+class Scheduler:
+    """Owned by the engine thread. `token_budget` bounds the prefill tokens of a step."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        store: BlockStore,
+        block_size: int,
+        *,
+        token_budget: int,
+        max_running: int,
+        load_timeout_s: float,
+    ) -> None:
+        self.pool = pool
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._store = store
+        self._block_size = block_size
+        self._token_budget = token_budget
+        self._max_running = max_running
+        self._load_timeout_s = load_timeout_s
+        self._loads: dict[int, Load] = {}
+        self._shared_loads: dict[BlockKey, Load] = {}
+        self._stuck: set[BlockKey] = set()
+        self._copies: list[Copy] = []
+        self._new_loads: list[Load] = []
+        self._preempted: list[Tail] = []
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Every sequence that has not ended; loading ones are among the running."""
+        return [*self.running, *self.waiting]
+
+    @property
+    def num_loading(self) -> int:
+        """Blocks on their way from the store."""
+        return len(self._loads)
+
+    def next_deadline(self) -> float | None:
+        """When a sequence or a load is to be given up, on the monotonic clock."""
+        loads = (load.deadline for load in self._loads.values() if not load.overdue)
+        return min((*loads, *(s.deadline for s in self.sequences)), default=None)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(sequence)
+
+    def schedule(self, now: float) -> Step:
+        """Grow what runs, admit what fits beside it, and plan one step."""
+        self._give_up_loads(now)
+        # Growth first: it may preempt, and what was just admitted has copies still to come.
+        self._grow()
+        self._admit(now)
+        chunks = self._chunks()
+        step = Step(
+            tuple(self._preempted),
+            tuple(self._copies),
+            tuple(self._new_loads),
+            Plan(tuple(chunk for _, chunk in chunks)),
+            tuple(sequence for sequence, _ in chunks),
+        )
+        self._preempted, self._copies, self._new_loads = [], [], []
+        return step
+
+    def copied(self, copy: Copy) -> None:
+        """A copy was carried out: its source may go."""
+        self.pool.free(copy.source)
+
+    def loaded(self, load: Load, *, ok: bool) -> None:
+        """A read returned. After a failed one the store has forgotten the block, so its sequences
+        look again and compute what is missing."""
+        del self._loads[load.page]
+        self._stuck.discard(load.link.key)
+        if load.shared:
+            del self._shared_loads[load.link.key]
+            if ok:
+                self.pool.register(load.page, load.namespace, load.link)
+        waiters, load.waiters = load.waiters, []
+        for sequence in waiters:
+            if not ok:
+                self._requeue(sequence)
+            elif not any(sequence in other.waiters for other in self._loads.values()):
+                sequence.state = State.RUNNING
+        self.pool.free(load.page)
+
+    def computed(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, Link]]:
+        """Count computed tokens; names, registers and returns the blocks that they filled."""
+        before = sequence.num_sealed
+        sequence.num_computed += num_tokens
+        sealed = [(sequence.pages[i], sequence.link(i)) for i in range(before, sequence.num_sealed)]
+        for page, link in sealed:
+            self.pool.register(page, sequence.namespace, link)
+        return sealed
+
+    def release(self, sequence: Sequence) -> Tail | None:
+        """Take a sequence out, for good or until it is added again.
+
+        Its blocks stay findable while their pages last. Its unfinished tail is returned to be saved.
+        """
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        tail = self._drop_pages(sequence)
+        sequence.state = State.DONE
+        return tail
+
+    # -- admission -------------------------------------------------------------------------
+
+    def _admit(self, now: float) -> None:
+        while self.waiting and len(self.running) < self._max_running:
+            if not self._try_admit(self.waiting[0], now):
+                return
+            self.running.append(self.waiting.popleft())
+
+    def _try_admit(self, sequence: Sequence, now: float) -> bool:
+        match = self._match(sequence)
+        found = [page for page in (match.head_page, *match.pages) if page is not None]
+        for page in found:
+            self.pool.share(page)
+        num_pages = self._num_pages(sequence)
+        shared = sum(
+            page is not None or sequence.link(index).key in self._shared_loads
+            for index, page in enumerate(match.pages)
+        )
+        fresh = num_pages - shared
+        # Leave each of the others a page to grow by, or admission would only lead to preemption.
+        if fresh + len(self.running) > self.pool.num_available:
+            for page in reversed(found):
+                self.pool.free(page)
+            return False
+        self._build_table(sequence, match, num_pages, now)
+        return True
+
+    def _build_table(self, sequence: Sequence, match: _Match, num_pages: int, now: float) -> None:
+        """Pages that are shared, then pages to be read, then pages to be computed.
+
+        The pages found by the match are referenced already; the head's until it was copied.
+        """
+        sequence.state = State.RUNNING
+        sequence.num_computed = len(match.pages) * self._block_size + match.head_tokens
+        from_disk = 0
+        for index, found in enumerate(match.pages):
+            if found is None:
+                from_disk += self._block_size
+                found = self._read_block(sequence, sequence.link(index), now)
+            sequence.pages.append(found)
+        while len(sequence.pages) < num_pages:
+            sequence.pages.append(self.pool.allocate())
+        if match.head is not None:
+            target = sequence.pages[len(match.pages)]
+            if match.head_page is not None:
+                self._copies.append(Copy(match.head_page, target, match.head_tokens))
+            else:
+                from_disk += match.head_tokens
+                self._read_head(sequence, match.head, target, now)
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.disk_tokens = from_disk
+            sequence.memory_tokens = sequence.num_computed - from_disk
+
+    def _read_block(self, sequence: Sequence, link: Link, now: float) -> int:
+        """Wait for a whole block, which is read once for all who want it; returns its page."""
+        load = self._shared_loads.get(link.key)
+        if load is None:
+            load = self._start(sequence, link, self.pool.allocate(), now, shared=True)
+            self._shared_loads[link.key] = load
+        else:
+            load.waiters.append(sequence)
+            sequence.state = State.LOADING
+        self.pool.share(load.page)
+        return load.page
+
+    def _read_head(self, sequence: Sequence, link: Link, page: int, now: float) -> None:
+        """Wait for a block whose head goes on in the private `page`."""
+        self.pool.share(page)
+        self._start(sequence, link, page, now, shared=False)
+
+    def _start(self, sequence: Sequence, link: Link, page: int, now: float, *, shared: bool) -> Load:
+        deadline = now + self._load_timeout_s
+        load = Load(sequence.namespace, link, page, deadline, shared, [sequence])
+        sequence.state = State.LOADING
+        self._loads[page] = load
+        self._new_loads.append(load)
+        return load
+
+    def _match(self, sequence: Sequence) -> _Match:
+        """The longest known prefix, short of the last token, whose logits are still to be computed."""
+        match = _Match()
+        limit = len(sequence.tokens) - 1
+        parent = ROOT
+        for index in range(limit // self._block_size):
+            key = sequence.link(index).key
+            page = self.pool.find(key)
+            if page is None and not self._is_readable(key):
+                break
+            match.pages.append(page)
+            parent = key
+        start = len(match.pages) * self._block_size
+        rest = sequence.tokens[start : min(limit, start + self._block_size)]
+        if rest:
+            self._match_head(match, sequence.namespace, parent, rest)
+        return match
+
+    def _match_head(self, match: _Match, namespace: Namespace, parent: BlockKey, rest: list[int]) -> None:
+        """The block after `parent` with the longest head in common with `rest`; memory before disk."""
+        found = self.pool.match_head(namespace, parent, rest)
+        if found is not None:
+            match.head_page, match.head, match.head_tokens = found
+        for link in self._store.children(namespace, parent, rest[0]):
+            length = common_prefix(link.tokens, rest)
+            if length > match.head_tokens and self._is_readable(link.key):
+                match.head, match.head_page, match.head_tokens = link, None, length
+
+    def _is_readable(self, key: BlockKey) -> bool:
+        return key not in self._stuck and self._store.contains(key)
+
+    # -- growth and pressure -------------------------------------------------------------------
+
+    def _grow(self) -> None:
+        """Give every running sequence pages for all its tokens, oldest first."""
+        for sequence in list(self.running):
+            while sequence.state is State.RUNNING and len(sequence.pages) < self._num_pages(sequence):
+                if self.pool.num_available:
+                    sequence.pages.append(self.pool.allocate())
+                else:
+                    self._preempt(next(s for s in reversed(self.running) if s.state is State.RUNNING))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        tail = self._requeue(sequence)
+        if tail is not None:
+            self._preempted.append(tail)
+
+    def _requeue(self, sequence: Sequence) -> Tail | None:
+        """Back to the head of the queue, to be matched anew."""
+        self.running.remove(sequence)
+        if sequence.state is State.LOADING and not sequence.num_generated:
+            sequence.was_admitted = False  # it found less than it was counted for
+        tail = self._drop_pages(sequence)
+        sequence.num_computed = 0
+        sequence.state = State.WAITING
+        self.waiting.appendleft(sequence)
+        return tail
+
+    def _drop_pages(self, sequence: Sequence) -> Tail | None:
+        """Give a sequence's pages back, tail first, after naming its unfinished block."""
+        tail = None
+        if sequence.state is State.LOADING:
+            # Nothing is computed yet, and the loads go on: they keep the pages they read into.
+            sequence.num_computed = 0
+            for load in self._loads.values():
+                if sequence in load.waiters:
+                    load.waiters.remove(sequence)
+        elif (link := sequence.tail()) is not None:
+            page = sequence.pages[sequence.num_sealed]
+            self.pool.register(page, sequence.namespace, link)
+            tail = Tail(sequence, page, link)
+        for page in reversed(sequence.pages):
+            self.pool.free(page)
+        sequence.pages = []
+        return tail
+
+    def _give_up_loads(self, now: float) -> None:
+        """Sequences stop waiting for reads that hang; a hung read keeps its page until it returns."""
+        for load in list(self._loads.values()):
+            if not load.overdue and load.deadline <= now:
+                load.overdue = True
+                self._stuck.add(load.link.key)
+                for sequence in list(load.waiters):
+                    self._requeue(sequence)
+
+    # -- the plan ------------------------------------------------------------------------------
+
+    def _chunks(self) -> list[tuple[Sequence, Chunk]]:
+        """All decoding sequences, and the budget shared fairly among the prefilling ones."""
+        ready = [s for s in self.running if s.state is State.RUNNING]
+        chunks = [(s, self._chunk(s, 1)) for s in ready if s.num_remaining == 1]
+        prefilling = sorted((s for s in ready if s.num_remaining > 1), key=lambda s: s.num_remaining)
+        budget = self._token_budget
+        for position, sequence in enumerate(prefilling):
+            # The shortest come first and leave what they do not need to the others.
+            share = max(1, budget // (len(prefilling) - position))
+            num_tokens = min(sequence.num_remaining, share)
+            if num_tokens <= budget:
+                chunks.append((sequence, self._chunk(sequence, num_tokens)))
+                budget -= num_tokens
+        return chunks
+
+    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
+        start, end = sequence.num_computed, sequence.num_computed + num_tokens
+        pages = sequence.pages[: -(-end // self._block_size)]
+        return Chunk(tuple(sequence.tokens[start:end]), start, tuple(pages), end == len(sequence.tokens))
+
+    def _num_pages(self, sequence: Sequence) -> int:
+        return -(-len(sequence.tokens) // self._block_size)
