@@ -15,7 +15,7 @@ class Pieces:
         self.pieces = pieces
         self.rest = rest
 
-    def step(self, token_id: int) -> str:
+    def push(self, token_id: int) -> str:
         return self.pieces[token_id]
 
     def flush(self) -> str:

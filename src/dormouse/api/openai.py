@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
@@ -189,7 +189,7 @@ async def _answer(
 
 async def _frames(
     served: ServedModel, dialect: _Dialect, request: Request, sink: Sink, *, with_usage: bool
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     async with contextlib.aclosing(events(served.engine, request, sink)) as stream:
         for chunk in dialect.first():
             yield sse.data(chunk)

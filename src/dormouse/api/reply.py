@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from fastapi import Request as HttpRequest
 
@@ -39,7 +39,7 @@ class Sink:
             return None
 
 
-async def events(engine: Engine, request: Request, sink: Sink) -> AsyncIterator[Event | None]:
+async def events(engine: Engine, request: Request, sink: Sink) -> AsyncGenerator[Event | None, None]:
     """The events of a submitted `request`, with None in every long silence.
 
     Aborts the request when the iteration ends early, as it does when the client goes away.

@@ -17,7 +17,9 @@ DormouseError
 ├── StoreError                   the data folder cannot be used as it is
 │   ├── StoreLocked
 │   ├── StoreTooNew
-│   └── DamagedBlock
+│   ├── DamagedBlock
+│   ├── DamagedCatalog
+│   └── BlockMissing
 └── EngineDead                   the engine loop ended by an error of ours
 
 Every message says what happened and what to do next.
@@ -113,6 +115,14 @@ class StoreTooNew(StoreError):
 
 class DamagedBlock(StoreError):
     """A block file failed its checksum, its key or its shape. Costs time, never text."""
+
+
+class DamagedCatalog(StoreError):
+    """The catalog cannot be read; it is set aside and rebuilt from the block files."""
+
+
+class BlockMissing(StoreError):
+    """The store does not hold this block's KV (any more): a plain miss."""
 
 
 class EngineDead(DormouseError):

@@ -12,13 +12,13 @@ class Chunk:
     `tokens` stand at positions `start, start + 1, ...`. `pages` is the block table of the sequence from
     position 0 to the last token of this chunk: the token at position p lives in row `p % block_size` of
     `pages[p // block_size]`. Rows before `start` hold the KV of the past, rows of this chunk are
-    written by the step. `wants_logits`: return logits for the chunk's last token.
+    written by the step. Logits are returned for the last `num_logits` tokens of the chunk.
     """
 
     tokens: tuple[int, ...]
     start: int
     pages: tuple[int, ...]
-    wants_logits: bool
+    num_logits: int
 
     @property
     def end(self) -> int:

@@ -9,7 +9,7 @@ from typing import Protocol
 class TokenDecoder(Protocol):
     """Turns one reply's tokens into text, one at a time."""
 
-    def step(self, token_id: int) -> str:
+    def push(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is unfinished."""
 
     def flush(self) -> str:
@@ -26,7 +26,7 @@ class Detokenizer:
 
     def step(self, token_id: int) -> tuple[str, str | None]:
         """Text that is safe to show after `token_id`, and the stop string that ended it, if one did."""
-        return self._release(self._decoder.step(token_id))
+        return self._release(self._decoder.push(token_id))
 
     def flush(self) -> tuple[str, str | None]:
         """The rest of the text at the end of the reply, and the stop string in it, if any."""

@@ -79,6 +79,11 @@ class Engine:
         """The error that ended the loop, if one did."""
         return self._closed if isinstance(self._closed, EngineDead) else None
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether new requests are refused."""
+        return self._closed is not None
+
     def submit(self, request: Request) -> None:
         """Accept a request: from here on its sink gets exactly one Finished or Failed.
 
@@ -109,6 +114,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot for health and tools."""
         return self._loop.stats()
+
+    def check(self) -> None:
+        """Raise AssertionError when the books do not balance. Only for an engine that has ended."""
+        assert self._ended, "the engine still runs"
+        assert self._num_open == 0, f"{self._num_open} requests were never answered"
+        if self.death is None:
+            self._loop.check()  # a dead loop left its pages where they were
 
     def stop(self, grace_s: float) -> None:
         """End the engine: refuse new requests, let open ones finish within `grace_s` seconds, then

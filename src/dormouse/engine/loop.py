@@ -138,8 +138,16 @@ class EngineLoop:
             memory_tokens=counts["memory"],
             disk_tokens=counts["disk"],
             generated_tokens=counts["generated"],
-            preemptions=counts["preempted"],
+            preemptions=scheduler.num_preemptions,
         )
+
+    def check(self) -> None:
+        """Raise AssertionError when pages or requests are not accounted for."""
+        self._pool.check()
+        held = Counter(page for s in self._scheduler.running for page in s.pages)
+        assert self._pool.num_used >= len(held), "a sequence holds a page that the pool gave away"
+        if not self.has_work and not self._scheduler.num_loading:
+            assert self._pool.num_used == 0, f"{self._pool.num_used} pages are held by nobody"
 
     def add(self, request: Request, deadline: float) -> None:
         """Queue an accepted request."""
@@ -170,7 +178,6 @@ class EngineLoop:
         self._expire(now)
         step = self._scheduler.schedule(now)
         for tail in step.preempted:
-            self._counts["preempted"] += 1
             self._saver.save_tail(tail)
         for copy in step.copies:
             self._runtime.copy_page(copy.source, copy.target, copy.num_tokens)
@@ -198,7 +205,7 @@ class EngineLoop:
         """Count and seal what was computed, then give each sequence that is up to date its token."""
         rows = iter(logits)
         for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
-            row = next(rows) if chunk.wants_logits else None
+            row = next(rows) if chunk.num_logits else None
             if row is not None and not math.isfinite(row.max()):
                 self._fail(sequence, EngineDead("the model computed NaN; check its weights"))
                 continue

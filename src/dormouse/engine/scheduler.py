@@ -94,6 +94,7 @@ class Scheduler:
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
         self._store = store
         self._block_size = block_size
         self._token_budget = token_budget
@@ -307,6 +308,7 @@ class Scheduler:
                     self._preempt(next(s for s in reversed(self.running) if s.state is State.RUNNING))
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
         tail = self._requeue(sequence)
         if tail is not None:
             self._preempted.append(tail)
@@ -369,7 +371,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
         pages = sequence.pages[: -(-end // self._block_size)]
-        return Chunk(tuple(sequence.tokens[start:end]), start, tuple(pages), end == len(sequence.tokens))
+        return Chunk(tuple(sequence.tokens[start:end]), start, tuple(pages), int(end == len(sequence.tokens)))
 
     def _num_pages(self, sequence: Sequence) -> int:
         return -(-len(sequence.tokens) // self._block_size)

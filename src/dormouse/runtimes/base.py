@@ -12,7 +12,7 @@ from dormouse.domain.model_spec import ModelSpec
 from dormouse.domain.plan import Plan
 
 Logits = NDArray[np.float32]
-"""`[rows, vocab_size]`: one row per chunk that wants logits, in the plan's order."""
+"""`[rows, vocab_size]`: the rows that each chunk wants, in the order of the plan and of its tokens."""
 
 
 class Runtime(Protocol):

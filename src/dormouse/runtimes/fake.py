@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.domain.model_spec import ModelSpec
-from dormouse.domain.plan import Chunk, Plan
+from dormouse.domain.plan import Plan
 from dormouse.runtimes.base import Logits
 
 NUM_BYTE_TOKENS = 256
@@ -71,7 +71,11 @@ class FakeRuntime:
             for offset, token in enumerate(chunk.tokens):
                 page, row = divmod(chunk.start + offset, self._cache.block_size)
                 self._rows(chunk.pages[page])[row] = _mix(np.uint64(token), chunk.start + offset)
-        wanted = [self._logits(chunk) for chunk in plan.chunks if chunk.wants_logits]
+        wanted = [
+            self._logits(chunk.pages, end)
+            for chunk in plan.chunks
+            for end in range(chunk.end - chunk.num_logits + 1, chunk.end + 1)
+        ]
         return np.stack(wanted) if wanted else np.empty((0, VOCAB_SIZE), np.float32)
 
     def page_buffer(self, page: int) -> memoryview:
@@ -102,9 +106,10 @@ class FakeRuntime:
         data = self._cache.layers[0][0].data
         return self._arena[page, data.offset : data.offset + data.nbytes].view(np.uint64)
 
-    def _logits(self, chunk: Chunk) -> NDArray[np.float32]:
-        past = np.concatenate([self._rows(page) for page in chunk.pages])[: chunk.end]
-        order = np.arange(1, chunk.end + 1, dtype=np.uint64) * _GOLDEN | np.uint64(1)
+    def _logits(self, pages: tuple[int, ...], num_tokens: int) -> NDArray[np.float32]:
+        """What follows the first `num_tokens` tokens of a sequence."""
+        past = np.concatenate([self._rows(page) for page in pages])[:num_tokens]
+        order = np.arange(1, num_tokens + 1, dtype=np.uint64) * _GOLDEN | np.uint64(1)
         seed = int((past * order).sum(dtype=np.uint64))
         row = np.random.Generator(np.random.Philox(key=seed)).standard_normal(VOCAB_SIZE, np.float32)
         row[EOS] = row.min() - 1
@@ -114,7 +119,7 @@ class FakeRuntime:
 class ByteDecoder:
     """Decodes the fake's tokens: each byte is the Latin-1 character of its number."""
 
-    def step(self, token_id: int) -> str:
+    def push(self, token_id: int) -> str:
         """One character, or nothing for `EOS`."""
         return chr(token_id) if token_id < NUM_BYTE_TOKENS else ""
 
@@ -130,7 +135,7 @@ def encode(text: str) -> tuple[int, ...]:
 
 def decode(tokens: Iterable[int]) -> str:
     """Text of `tokens`."""
-    return "".join(map(ByteDecoder().step, tokens))
+    return "".join(map(ByteDecoder().push, tokens))
 
 
 def _mix(token: np.uint64, position: int) -> np.uint64:

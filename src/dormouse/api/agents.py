@@ -1,0 +1,77 @@
+"""The agents of this server: list, show, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+
+from dormouse.domain.agents import DEFAULT_TENANT, Agent, check_agent_name
+from dormouse.domain.errors import AgentNotFound
+from dormouse.models.served import ServedModel
+from dormouse.store.block_store import BlockStore
+
+
+def router(served: ServedModel, store: BlockStore) -> APIRouter:
+    """The routes. Names may hold slashes, so they end a path."""
+    routes = APIRouter(prefix="/v1/agents")
+
+    @routes.get("")
+    async def list_agents() -> dict[str, Any]:
+        """All agents, the last used first."""
+        agents = await asyncio.to_thread(store.agents, DEFAULT_TENANT)
+        rows = [render_agent(agent, _state(served, store, agent)) for agent in agents]
+        return {"object": "list", "data": rows}
+
+    @routes.get("/{name:path}")
+    async def show_agent(name: str) -> dict[str, Any]:
+        """One agent."""
+        agent = await asyncio.to_thread(find_agent, store, name)
+        return render_agent(agent, _state(served, store, agent))
+
+    @routes.delete("/{name:path}")
+    async def delete_agent(name: str) -> dict[str, Any]:
+        """Forget an agent: its history, and the blocks that only it has."""
+        agent = await asyncio.to_thread(find_agent, store, name)
+        await asyncio.to_thread(store.delete_agent, agent.id)
+        return {"id": name, "object": "agent.deleted", "deleted": True}
+
+    return routes
+
+
+def find_agent(store: BlockStore, name: str) -> Agent:
+    """The agent of that name. Raises AgentNotFound."""
+    agent = store.agent(DEFAULT_TENANT, check_agent_name(name))
+    if agent is None:
+        raise AgentNotFound(f"no agent is named '{name}'; GET /v1/agents lists those there are")
+    return agent
+
+
+def render_agent(agent: Agent, state: str) -> dict[str, Any]:
+    """An agent as the API shows it. `state`: awake, dozing (in part) or asleep."""
+    return {
+        "id": agent.id.name,
+        "object": "agent",
+        "model": agent.model,
+        "state": state,
+        "tokens": agent.num_tokens,
+        "durable_tokens": agent.durable_tokens,
+        "stored_bytes": agent.stored_nbytes,
+        "pinned": agent.pinned,
+        "created_at": _iso(agent.created_at),
+        "used_at": _iso(agent.used_at),
+    }
+
+
+def _state(served: ServedModel, store: BlockStore, agent: Agent) -> str:
+    keys = store.chain(agent.tip)
+    num_resident = sum(served.engine.is_resident(key) for key in keys)
+    if num_resident == 0:
+        return "asleep"
+    return "awake" if num_resident == len(keys) else "dozing"
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,43 @@
+"""Whether the server serves, and what keeps it from serving well."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from dormouse.models.served import ServedModel
+from dormouse.store.block_store import BlockStore
+
+_FULL_ARENA = 0.9
+
+
+def router(served: ServedModel, store: BlockStore) -> APIRouter:
+    """`/health`: 200 while requests are answered, `degraded` included; 503 when they are not."""
+    routes = APIRouter()
+
+    @routes.get("/health")
+    async def health() -> JSONResponse:
+        """State, reasons and counts."""
+        engine = served.engine
+        stats = engine.stats()
+        reasons = [{"code": reason.code, "message": reason.text} for reason in store.health()]
+        if stats.pages_used > _FULL_ARENA * stats.pages_total:
+            reasons.append({"code": "arena_full", "message": "over 90% of the arena is in use"})
+        state = "degraded" if reasons else "ok"
+        if engine.is_stopping:
+            state = "draining"
+        if engine.death is not None:
+            state = "dead"
+            reasons.append({"code": "engine_dead", "message": str(engine.death)})
+        body: dict[str, Any] = {
+            "status": state,
+            "reasons": reasons,
+            "model": served.name,
+            "engine": dataclasses.asdict(stats),
+        }
+        return JSONResponse(body, 200 if state in ("ok", "degraded") else 503)
+
+    return routes

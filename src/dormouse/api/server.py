@@ -1,0 +1,71 @@
+"""The HTTP server process: ready, serving, and ending in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from dormouse.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with an end that suits streams: the first SIGTERM or SIGINT refuses new requests and lets
+    running ones finish within the grace period; a second one cuts them. Either way what they computed
+    is saved and the process exits with 0."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        engine: Engine,
+        *,
+        host: str,
+        port: int,
+        grace_s: float,
+        on_ready: Callable[[str], None],
+    ) -> None:
+        # Requests end by the engine's grace; uvicorn's own bound is only for connections that hang.
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=int(grace_s) + 10,
+        )
+        super().__init__(config)
+        self._engine = engine
+        self._grace_s = grace_s
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then tell the caller at which URL."""
+        await super().startup(sockets)
+        if self.should_exit:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the engine first: that ends every stream, and so the connections."""
+        await asyncio.to_thread(self._engine.stop, self._grace_s)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signals end the server here and are not raised again: an asked-for end is no failure."""
+        del frame
+        if self.should_exit:
+            log.warning("%s again: cutting what still runs", signal.Signals(sig).name)
+            threading.Thread(target=self._engine.stop, args=(0.0,), daemon=True).start()
+        else:
+            log.info("%s: ending within %g s", signal.Signals(sig).name, self._grace_s)
+            self.should_exit = True

@@ -1,0 +1,96 @@
+"""`dormouse bench prefill|decode|wake`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dormouse.bench.machine import describe
+from dormouse.bench.speed import decode as measure_decode
+from dormouse.bench.speed import prefill as measure_prefill
+from dormouse.bench.wake import wake as measure_wake
+from dormouse.cli.options import Json, with_settings
+from dormouse.cli.output import console, emit_json, errors, friendly_errors
+from dormouse.engine.engine import Engine
+from dormouse.models.stack import Stack
+from dormouse.settings import Settings
+
+app = typer.Typer(help="Measure this machine with this model.", no_args_is_help=True)
+
+_SHARED = ("model", "models_dir", "kv_format", "block_size", "arena_tokens", "threads", "device", "dtype")
+Repeat = Annotated[int, typer.Option(help="Measurements; medians are reported.", min=1)]
+
+
+@app.command()
+@with_settings(*_SHARED, "step_tokens")
+def prefill(
+    settings: Settings,
+    tokens: Annotated[int, typer.Option(help="Length of the prompt.", min=1)] = 4096,
+    repeat: Repeat = 5,
+    json: Json = False,
+) -> None:
+    """Speed of reading a new prompt.
+
+    Example: dormouse bench prefill --tokens 4096 --json
+    """
+    _report("prefill", _with_engine(settings, lambda e: measure_prefill(e, tokens, repeat)), json)
+
+
+@app.command()
+@with_settings(*_SHARED)
+def decode(
+    settings: Settings,
+    batch: Annotated[str, typer.Option(help="Numbers of streams, separated by commas.")] = "1,8",
+    context: Annotated[int, typer.Option(help="Tokens of each prompt.", min=1)] = 64,
+    tokens: Annotated[int, typer.Option(help="New tokens of each stream.", min=2)] = 64,
+    repeat: Repeat = 5,
+    json: Json = False,
+) -> None:
+    """Speed of writing replies, alone and in batches.
+
+    Example: dormouse bench decode --batch 1,8 --context 64 --json
+    """
+    try:
+        batches = [int(part) for part in batch.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter("--batch takes numbers separated by commas, such as 1,8") from error
+    work = lambda e: measure_decode(e, batches, context, tokens, repeat)  # noqa: E731
+    _report("decode", _with_engine(settings, work), json)
+
+
+@app.command()
+@with_settings(*_SHARED)
+def wake(
+    settings: Settings,
+    context: Annotated[int, typer.Option(help="Tokens of the agent.", min=1)] = 4096,
+    repeat: Repeat = 5,
+    json: Json = False,
+) -> None:
+    """Time to first token of an agent: cold, and after a restart in a fresh process.
+
+    Example: dormouse bench wake --context 4096 --json
+    """
+    with friendly_errors():
+        _report("wake", measure_wake(settings, context, repeat), json)
+
+
+def _with_engine(settings: Settings, work: Callable[[Engine], dict[str, Any]]) -> dict[str, Any]:
+    """Run `work` on an engine over an empty store, which is deleted afterwards."""
+    with friendly_errors(), tempfile.TemporaryDirectory(prefix="dormouse-bench-") as folder:
+        fresh = settings.model_copy(update={"data_dir": Path(folder)})
+        with Stack.open(fresh) as stack:
+            return work(stack.served.engine)
+
+
+def _report(name: str, result: dict[str, Any], json: bool) -> None:
+    document = {"bench": name, **result, "machine": describe()}
+    if json:
+        emit_json(document)
+        return
+    for key, value in document.items():
+        console.print(f"[bold]{key}[/]: {value}", highlight=False, soft_wrap=True)
+    errors.print("Machines are noisy: compare only what ran side by side.", style="dim")

@@ -1,0 +1,95 @@
+"""`dormouse doctor`: what was found here, and what is missing for full speed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dormouse.bench.machine import cpu_name, isa_flags
+from dormouse.cli.options import Json, with_settings
+from dormouse.cli.output import console, emit_json, friendly_errors, human_nbytes, table
+from dormouse.settings import Settings
+
+_PROBE_NBYTES = 1 << 20
+
+
+@with_settings("data_dir", "models_dir")
+def doctor(settings: Settings, json: Json = False) -> None:
+    """Show what Dormouse found on this machine: cores, ISA, torch, compiler, kernels, disk.
+
+    Example: dormouse doctor
+    """
+    with friendly_errors():
+        findings = _findings(settings)
+    if json:
+        emit_json(findings)
+        return
+    table([{"what": key.replace("_", " "), "found": value} for key, value in findings.items()], "")
+    for advice in _advice(findings):
+        console.print(f"[yellow]•[/] {advice}", highlight=False)
+
+
+def _findings(settings: Settings) -> dict[str, Any]:
+    import torch
+
+    from dormouse.runtimes.torch.kernels import describe_kernels
+
+    memory = psutil.virtual_memory()
+    return {
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "isa": ", ".join(isa_flags()) or "none of those that matter",
+        "memory": f"{human_nbytes(memory.available)} free of {human_nbytes(memory.total)}",
+        "torch": torch.__version__,
+        "devices": ", ".join(_devices()),
+        "threads": torch.get_num_threads(),
+        "compiler": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "none",
+        "kernels": describe_kernels(),
+        "data_folder": str(settings.data_dir),
+        **_disk(settings.data_dir),
+    }
+
+
+def _devices() -> list[str]:
+    import torch
+
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    """Free space, and what a durable write of 1 MiB costs there."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = human_nbytes(shutil.disk_usage(place).free)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            start = time.perf_counter()
+            file.write(os.urandom(_PROBE_NBYTES))
+            file.flush()
+            os.fsync(file.fileno())
+            durable_ms = 1000 * (time.perf_counter() - start)
+    except OSError as error:
+        return {"disk_free": free, "durable_write": f"not possible: {error}"}
+    return {"disk_free": free, "durable_write": f"{durable_ms:.1f} ms for 1 MiB"}
+
+
+def _advice(findings: dict[str, Any]) -> list[str]:
+    advice = []
+    if str(findings["kernels"]).startswith("reference"):
+        advice.append(
+            "the native kernels are not in use: prefill and decode are several times slower; "
+            "install a C++ compiler and reinstall"
+        )
+    if "not possible" in str(findings["durable_write"]):
+        advice.append("agents cannot be saved: make the data folder writable or choose another")
+    return advice

@@ -1,0 +1,74 @@
+"""`dormouse serve`."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import typer
+
+from dormouse.cli.options import set_up_logging, with_settings
+from dormouse.cli.output import console, friendly_errors, human_nbytes, progress_bar
+from dormouse.models.stack import Stack
+from dormouse.settings import Settings
+
+_QUESTION = "What is the capital of France?"
+
+
+@with_settings(*Settings.model_fields)
+def serve(settings: Settings) -> None:
+    """Serve a model to many agents, until SIGTERM or Ctrl-C.
+
+    Example: dormouse serve --model smollm2 --port 8000 --kv-format k8v4
+    """
+    set_up_logging(settings.log_level)
+    with friendly_errors():
+        _run(settings)
+
+
+def _run(settings: Settings) -> None:
+    # The web stack is imported here, so that the other commands start at once.
+    from dormouse.api.app import create_app
+    from dormouse.api.server import Server
+
+    started = time.monotonic()
+    with progress_bar() as on_progress:
+        stack = Stack.open(settings, on_progress)
+    try:
+        server = Server(
+            create_app(stack.served, stack.store, max_body_nbytes=int(settings.max_body_mb * 1e6)),
+            stack.served.engine,
+            host=settings.host,
+            port=settings.port,
+            grace_s=settings.grace_s,
+            on_ready=lambda url: _announce(settings, stack, url, time.monotonic() - started),
+        )
+        server.run()
+    finally:
+        stack.close()
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _announce(settings: Settings, stack: Stack, url: str, seconds: float) -> None:
+    """What is served, and a line to try it with."""
+    runtime, served = stack.runtime, stack.served
+    cache = runtime.cache
+    nbytes = human_nbytes(runtime.num_pages * cache.block_nbytes)
+    for label, value in (
+        ("model", f"{served.name} ({runtime.spec.architecture}, context {served.engine.max_length} tokens)"),
+        ("runtime", runtime.name),
+        ("KV format", f"{cache.format}, blocks of {cache.block_size} tokens"),
+        ("arena", f"{runtime.num_pages * cache.block_size} tokens ({nbytes})"),
+        ("data", str(settings.data_dir)),
+        ("ready", f"{url} after {seconds:.1f} s"),
+    ):
+        console.print(f"[bold]{label:>10}[/]  {value}", highlight=False, soft_wrap=True)
+    body = {"model": served.name, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 32}
+    console.print(
+        f"\ncurl {url}/v1/chat/completions -H 'content-type: application/json' -H 'x-agent-id: me' "
+        f"-d '{json.dumps(body)}'\n",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )

@@ -1,0 +1,78 @@
+"""Every setting, declared once: the flag, the environment variable and the documentation come from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dormouse.domain.cache_spec import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, KVFormat
+
+ENV_PREFIX = "DORMOUSE_"
+
+
+class Settings(BaseSettings):
+    """Flags win over the environment (`DORMOUSE_` and the name in capitals), which wins over the defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    model: str = Field(
+        "smollm2",
+        description="A model folder, `smollm2` (embedded), the name of an imported model, or a "
+        "Hugging Face id.",
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("dormouse"),
+        description="Folder of the block files and the catalog. One server owns it at a time.",
+    )
+    models_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_cache_path("dormouse") / "models",
+        description="Folder of imported models.",
+    )
+    kv_format: KVFormat = Field(KVFormat.K8V4, description="How K and V are stored: bf16, q8, k8v4 or q4.")
+    block_size: int = Field(
+        128,
+        ge=MIN_BLOCK_SIZE,
+        le=MAX_BLOCK_SIZE,
+        description="Tokens of a block: a power of two. Agents of one block size are unknown to another.",
+    )
+    arena_tokens: int | None = Field(
+        None,
+        ge=32,
+        description="Tokens of KV kept in memory. By default a quarter of the free memory, "
+        "32 full contexts at most.",
+    )
+    threads: int | None = Field(None, ge=1, description="Compute threads. By default one per core.")
+    device: Literal["cpu", "cuda", "mps"] = Field("cpu", description="Where the model computes.")
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="Compute precision; auto is bf16 where the processor has it."
+    )
+    max_running: int = Field(64, ge=1, description="Sequences in a step.")
+    max_queue: int = Field(256, ge=0, description="Requests that may wait; more are answered with 429.")
+    step_tokens: int = Field(
+        512, ge=1, description="Prompt tokens computed in a step, beside the decoding sequences."
+    )
+    request_timeout_s: float = Field(600, gt=0, description="A request that takes longer is cut, in seconds.")
+    grace_s: float = Field(
+        20, ge=0, description="How long running requests may go on after SIGTERM, in seconds."
+    )
+    durability: Literal["async", "sync"] = Field(
+        "async", description="sync answers the end of an agent's reply only when it is on disk."
+    )
+    disk_quota_gb: float = Field(
+        20, gt=0, description="Bound on all bytes below the data folder, in GB (10^9 bytes)."
+    )
+    max_body_mb: float = Field(16, gt=0, description="Bound on a request's body, in MB (10^6 bytes).")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    @field_validator("block_size")
+    @classmethod
+    def _is_power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("must be a power of two")
+        return value

@@ -1,0 +1,114 @@
+"""An engine on the fake runtime over a real store, driven by tests."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta
+from dormouse.engine.engine import Engine
+from dormouse.engine.loop import EngineOptions
+from dormouse.runtimes.base import Runtime
+from dormouse.runtimes.fake import EOS, ByteDecoder, FakeRuntime, encode
+from dormouse.store.block_store import BlockStore
+
+WAIT_S = 20.0
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+
+_ids = itertools.count()
+
+
+@dataclass
+class Call:
+    """A submitted request and what came back."""
+
+    request: Request
+    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    text: str = ""
+    end: Finished | Failed | None = None
+
+    def next(self) -> Event:
+        event = self._events.get(timeout=WAIT_S)
+        if isinstance(event, TextDelta):
+            self.text += event.text
+        else:
+            self.end = event
+        return event
+
+    def result(self) -> Finished | Failed:
+        while self.end is None:
+            self.next()
+        assert self._events.empty(), "an event came after the end"
+        return self.end
+
+    def finished(self) -> Finished:
+        end = self.result()
+        assert isinstance(end, Finished), end
+        return end
+
+    def failed(self) -> Failed:
+        end = self.result()
+        assert isinstance(end, Failed), end
+        return end
+
+
+class Client:
+    """Talks to an engine as the API does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingParams = GREEDY,
+        *,
+        agent: str | None = None,
+        deadline_s: float = 60.0,
+        tenant: str = "default",
+    ) -> Call:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        tokens = encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+        request = Request(
+            f"r{next(_ids)}", tokens, sampling, events.put, agent, tenant, deadline_s=deadline_s
+        )
+        self.engine.submit(request)
+        return Call(request, events)
+
+    def ask(self, prompt: str, *, max_tokens: int = 8, agent: str | None = None) -> tuple[str, Finished]:
+        call = self.submit(prompt, replace(GREEDY, max_tokens=max_tokens), agent=agent)
+        finished = call.finished()
+        return call.text, finished
+
+
+@contextmanager
+def opened(
+    folder: Path,
+    *,
+    num_pages: int = 32,
+    runtime: Runtime | None = None,
+    store: BlockStore | None = None,
+    grace_s: float = 0.0,
+    **options: float,
+) -> Iterator[Client]:
+    """A running engine over the store in `folder`; both are checked and closed at the end."""
+    store = store or BlockStore.open(folder, quota_nbytes=1 << 30)
+    engine = Engine(
+        runtime or FakeRuntime(num_pages),
+        store,
+        ByteDecoder,
+        frozenset({EOS}),
+        EngineOptions(**options),  # type: ignore[arg-type]
+    )
+    try:
+        yield Client(engine)
+    finally:
+        engine.stop(grace_s)
+        engine.check()
+        store.flush()
+        store.check()
+        store.close()
