@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta
+from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.engine import Engine
 from dormouse.engine.loop import EngineOptions
 from dormouse.runtimes.base import Runtime
@@ -92,6 +93,7 @@ def opened(
     num_pages: int = 32,
     runtime: Runtime | None = None,
     store: BlockStore | None = None,
+    new_decoder: Callable[[], TokenDecoder] = ByteDecoder,
     grace_s: float = 0.0,
     **options: float,
 ) -> Iterator[Client]:
@@ -100,7 +102,7 @@ def opened(
     engine = Engine(
         runtime or FakeRuntime(num_pages),
         store,
-        ByteDecoder,
+        new_decoder,
         frozenset({EOS}),
         EngineOptions(**options),  # type: ignore[arg-type]
     )

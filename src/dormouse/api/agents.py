@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import APIRouter
 
 from dormouse.domain.agents import DEFAULT_TENANT, Agent, check_agent_name
-from dormouse.domain.errors import AgentNotFound
 from dormouse.models.served import ServedModel
 from dormouse.store.block_store import BlockStore
 
@@ -28,25 +27,16 @@ def router(served: ServedModel, store: BlockStore) -> APIRouter:
     @routes.get("/{name:path}")
     async def show_agent(name: str) -> dict[str, Any]:
         """One agent."""
-        agent = await asyncio.to_thread(find_agent, store, name)
+        agent = await asyncio.to_thread(store.agent, DEFAULT_TENANT, check_agent_name(name))
         return render_agent(agent, _state(served, store, agent))
 
     @routes.delete("/{name:path}")
     async def delete_agent(name: str) -> dict[str, Any]:
         """Forget an agent: its history, and the blocks that only it has."""
-        agent = await asyncio.to_thread(find_agent, store, name)
-        await asyncio.to_thread(store.delete_agent, agent.id)
+        await asyncio.to_thread(store.delete_agent, DEFAULT_TENANT, check_agent_name(name))
         return {"id": name, "object": "agent.deleted", "deleted": True}
 
     return routes
-
-
-def find_agent(store: BlockStore, name: str) -> Agent:
-    """The agent of that name. Raises AgentNotFound."""
-    agent = store.agent(DEFAULT_TENANT, check_agent_name(name))
-    if agent is None:
-        raise AgentNotFound(f"no agent is named '{name}'; GET /v1/agents lists those there are")
-    return agent
 
 
 def render_agent(agent: Agent, state: str) -> dict[str, Any]:
@@ -66,7 +56,7 @@ def render_agent(agent: Agent, state: str) -> dict[str, Any]:
 
 
 def _state(served: ServedModel, store: BlockStore, agent: Agent) -> str:
-    keys = store.chain(agent.tip)
+    keys = store.chain(agent.id)
     num_resident = sum(served.engine.is_resident(key) for key in keys)
     if num_resident == 0:
         return "asleep"

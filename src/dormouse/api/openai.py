@@ -22,6 +22,9 @@ from dormouse.domain.errors import ModelNotFound
 from dormouse.domain.requests import Event, Failed, Finished, Request, TextDelta, TokenLogprob, Usage
 from dormouse.models.served import ServedModel
 
+_CLIENT_GONE = 499
+"""nginx's number for an answer that nobody is there to read."""
+
 AgentHeader = Annotated[str | None, Header(alias="x-agent-id")]
 
 
@@ -184,6 +187,8 @@ async def _answer(
     if body.stream:
         return sse.stream(_frames(served, dialect, request, sink, with_usage=body.includes_usage))
     collected = await gather(served.engine, request, sink, http)
+    if collected is None:
+        return Response(status_code=_CLIENT_GONE)
     return JSONResponse(dialect.whole(collected))
 
 

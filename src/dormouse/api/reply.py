@@ -55,10 +55,10 @@ async def events(engine: Engine, request: Request, sink: Sink) -> AsyncGenerator
             engine.abort(request.id)
 
 
-async def gather(engine: Engine, request: Request, sink: Sink, http: HttpRequest) -> list[Event]:
-    """All events of a submitted `request`; aborts it when the client goes away.
+async def gather(engine: Engine, request: Request, sink: Sink, http: HttpRequest) -> list[Event] | None:
+    """All events of a submitted `request`; None, after aborting it, when the client goes away.
 
-    Raises the error of a failed reply, and CancelledError after a disconnect.
+    Raises the error of a failed reply.
     """
     collected: list[Event] = []
 
@@ -74,12 +74,14 @@ async def gather(engine: Engine, request: Request, sink: Sink, http: HttpRequest
     gone = asyncio.create_task(_disconnected(http))
     try:
         await asyncio.wait({reply, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
         if not reply.done():
-            reply.cancel()
-    await reply
-    return collected
+            return None
+        await reply
+        return collected
+    finally:
+        reply.cancel()
+        gone.cancel()
+        await asyncio.gather(reply, gone, return_exceptions=True)
 
 
 async def _disconnected(http: HttpRequest) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 import typer
 
-from dormouse.api.agents import find_agent, render_agent
+from dormouse.api.agents import render_agent
 from dormouse.cli.options import Json, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, table
 from dormouse.domain.agents import DEFAULT_TENANT
@@ -78,10 +78,10 @@ class _Folder:
         return [render_agent(agent, "asleep") for agent in self._store.agents(DEFAULT_TENANT)]
 
     def show(self, name: str) -> dict[str, Any]:
-        return render_agent(find_agent(self._store, name), "asleep")
+        return render_agent(self._store.agent(DEFAULT_TENANT, name), "asleep")
 
     def remove(self, name: str) -> None:
-        self._store.delete_agent(find_agent(self._store, name).id)
+        self._store.delete_agent(DEFAULT_TENANT, name)
 
 
 class _Server:

@@ -1,0 +1,146 @@
+"""Text to tokens and back, for one model: tokenizer, chat template, end tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dormouse.domain.errors import InvalidRequest, ModelError
+from dormouse.models.chat_template import ChatTemplate, Message
+from dormouse.models.decode_stream import DecodeStream, decoder_of
+from dormouse.models.folder import TOKENIZER, ModelFolder, read_json
+
+
+class ChatModel:
+    """What the server needs of a model to speak with it; no weights. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, eos_token_ids: frozenset[int]) -> None:
+        """Raises UnsupportedModel when the tokenizer's decoder cannot be streamed."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._template = template
+        self._decoder = decoder_of(tokenizer)
+        self._eos_token_ids = eos_token_ids
+        self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, folder: ModelFolder) -> ChatModel:
+        """Read tokenizer, template and end tokens from `folder`.
+
+        Raises ModelError when one of its files is damaged, UnsupportedModel as the constructor does.
+        """
+        tokenizer = _read_tokenizer(folder.path / TOKENIZER)
+        settings = _optional_json(folder.path / "tokenizer_config.json")
+        generation = _optional_json(folder.path / "generation_config.json")
+        template = ChatTemplate.load(folder, settings)
+        declared = [generation.get("eos_token_id"), folder.config.get("eos_token_id")]
+        ids = {token_id for value in declared for token_id in _ids(value)}
+        eos_token = settings.get("eos_token")
+        eos_text = eos_token.get("content") if isinstance(eos_token, dict) else eos_token
+        if isinstance(eos_text, str) and (named := tokenizer.token_to_id(eos_text)) is not None:
+            ids.add(named)
+        return cls(tokenizer, template, frozenset(ids))
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The ids that end a reply: those that the folder's generation config, config and tokenizer
+        config declare."""
+        return self._eos_token_ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids; the model's logits may have more columns, which mean nothing."""
+        return self._vocab_size
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        /,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> list[int]:
+        """The prompt for `messages` as token ids; `variables` are the template's own.
+
+        The template writes BOS where the model wants one, so none is added. Raises InvalidRequest when
+        the template rejects the messages, ModelError when the template is broken or hostile.
+        """
+        text = self.render_text(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            **variables,
+        )
+        return self.encode(text, add_special_tokens=False)
+
+    def render_text(
+        self,
+        messages: Sequence[Message],
+        /,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
+        """`render` before tokenization. Raises as `render` does."""
+        return self._template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, after BOS where the tokenizer adds one and `add_special_tokens` is set.
+
+        Raises InvalidRequest when `text` is not valid Unicode.
+        """
+        try:
+            # The batch call is the one that lets other threads run meanwhile.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidRequest("the text has lone surrogates; send valid Unicode") from error
+        return list(encoding.ids)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of `token_ids`, without special tokens."""
+        stream = self.decode_stream()
+        return "".join([*map(stream.push, token_ids), stream.flush()])
+
+    def decode_stream(self) -> DecodeStream:
+        """An incremental `decode`, for one reply."""
+        return self._decoder.stream()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, which may be a part of a character; special tokens as written."""
+        return self._decoder.token_bytes(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, with U+FFFD for bytes that are no whole character."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # all that tokenizers raises
+        raise ModelError(f"cannot read {path}: {error}; download or import the model again") from error
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _ids(value: Any) -> list[int]:
+    """One id, a list of them or none: all three are written by transformers."""
+    values = value if isinstance(value, list) else [value]
+    return [token_id for token_id in values if isinstance(token_id, int) and not isinstance(token_id, bool)]

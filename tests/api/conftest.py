@@ -1,0 +1,94 @@
+"""The application over the fake runtime, with a tokenizer of bytes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from tests.engine.harness import opened
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from dormouse.api.app import create_app
+from dormouse.api.server import Server
+from dormouse.engine.engine import Engine
+from dormouse.models.chat import ChatModel
+from dormouse.models.chat_template import ChatTemplate
+from dormouse.models.served import ServedModel
+from dormouse.runtimes.fake import EOS, FakeRuntime
+from dormouse.store.block_store import BlockStore
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Token ids are bytes, as the fake runtime has them."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    characters |= {byte: chr(256 + index) for index, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE({character: byte for byte, character in characters.items()}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
+    assert tokenizer.token_to_id("<end>") == EOS
+    return tokenizer
+
+
+@dataclass
+class Service:
+    """A server on a free port, what is behind it, and a client."""
+
+    url: str
+    served: ServedModel
+    store: BlockStore
+    http: httpx.Client
+
+    def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
+        """A chat completion with one user message; greedy, eight tokens, unless told otherwise."""
+        messages = [{"role": "user", "content": text}]
+        body = {"model": "fake", "messages": messages, "temperature": 0, "max_tokens": 8} | fields
+        return self.http.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture
+def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
+    """A fresh runtime; tests may name another class of them."""
+    return getattr(request, "param", FakeRuntime)(64)
+
+
+@pytest.fixture
+def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
+    chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
+    store = BlockStore.open(tmp_path / "data", quota_nbytes=1 << 30)
+    stack = {"store": store, "runtime": runtime, "new_decoder": chat.decode_stream}
+    with opened(tmp_path, **stack, max_queue=2, max_running=2) as client:
+        served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
+        app = create_app(served, store, max_body_nbytes=100_000)
+        with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
+            yield Service(url, served, store, http)
+
+
+@contextmanager
+def running(app: FastAPI, engine: Engine) -> Iterator[str]:
+    """The server in a thread of its own; ended at the end."""
+    ready: queue.SimpleQueue[str] = queue.SimpleQueue()
+    server = Server(app, engine, host="127.0.0.1", port=0, grace_s=0, on_ready=ready.put)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield ready.get(timeout=20)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()

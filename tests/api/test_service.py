@@ -1,0 +1,157 @@
+"""The server around the replies: agents, health, floods, disconnects, the end."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import httpx
+import pytest
+from tests.api.conftest import Service
+
+from dormouse.domain.plan import Plan
+from dormouse.runtimes.base import Logits
+from dormouse.runtimes.fake import FakeRuntime
+
+WAIT_S = 20.0
+
+
+class GatedRuntime(FakeRuntime):
+    """Computes a step only when the test lets it."""
+
+    def __init__(self, num_pages: int) -> None:
+        super().__init__(num_pages)
+        self.allow = threading.Semaphore(0)
+        self.started = threading.Semaphore(0)
+
+    def forward(self, plan: Plan) -> Logits:
+        self.started.release()
+        assert self.allow.acquire(timeout=WAIT_S)
+        return super().forward(plan)
+
+    def run_freely(self) -> None:
+        self.allow.release(100_000)
+
+
+@pytest.fixture
+def gated(runtime: FakeRuntime) -> GatedRuntime:
+    assert isinstance(runtime, GatedRuntime)
+    return runtime
+
+
+def test_agents_are_listed_shown_and_deleted(service: Service) -> None:
+    for name in ("a/b", "ünï"):
+        service.http.post(
+            "/v1/chat/completions",
+            json={
+                "model": "fake",
+                "messages": [{"role": "user", "content": "hello " * 10}],
+                "max_tokens": 5,
+                "prompt_cache_key": name,
+            },
+        )
+    service.store.flush()
+    listed = service.http.get("/v1/agents").json()["data"]
+    assert {agent["id"] for agent in listed} == {"a/b", "ünï"}
+    shown = service.http.get(f"/v1/agents/{quote('a/b', safe='')}").json()
+    assert shown["tokens"] == shown["durable_tokens"] + 1 > 60
+    assert shown["state"] == "awake"
+    assert shown["stored_bytes"] > 0
+    gone = service.http.delete("/v1/agents/a/b")
+    assert gone.json() == {"id": "a/b", "object": "agent.deleted", "deleted": True}
+    missing = service.http.get("/v1/agents/a/b")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "agent_not_found")
+    assert service.http.delete("/v1/agents/a/b").status_code == 404
+    assert [agent["id"] for agent in service.http.get("/v1/agents").json()["data"]] == ["ünï"]
+
+
+def test_health_is_ok(service: Service) -> None:
+    service.chat()
+    health = service.http.get("/health").json()
+    assert (health["status"], health["reasons"]) == ("ok", [])
+    assert health["engine"]["generated_tokens"] == 8
+
+
+def test_health_says_why_it_is_degraded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dormouse.store.health import HealthReason
+
+    reason = HealthReason("disk_full", "no space")
+    monkeypatch.setattr(service.store, "health", lambda: (reason,))
+    health = service.http.get("/health")
+    assert health.status_code == 200
+    assert health.json()["status"] == "degraded"
+    assert health.json()["reasons"] == [{"code": "disk_full", "message": "no space"}]
+
+
+@pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
+def test_a_flood_gets_answers_or_429(service: Service, gated: GatedRuntime) -> None:
+    with ThreadPoolExecutor(12) as threads:
+        calls = [threads.submit(service.chat, f"hello {i}") for i in range(12)]
+        assert gated.started.acquire(timeout=WAIT_S)
+        refused = [call.result() for call in calls if call.done()]
+        gated.run_freely()
+        answers = [call.result() for call in calls]
+    codes = [answer.status_code for answer in answers]
+    assert set(codes) == {200, 429}
+    assert codes.count(200) >= 4
+    for answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+    assert refused == [] or {answer.status_code for answer in refused} <= {429}
+    assert service.chat().status_code == 200
+
+
+@pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_disconnect_aborts(service: Service, gated: GatedRuntime, stream: bool) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x" * 500}], "stream": stream}
+    impatient = httpx.Timeout(5, read=0.2)
+    with (
+        httpx.Client(base_url=service.url, timeout=impatient) as client,
+        pytest.raises(httpx.ReadTimeout),
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        answer.read()
+    assert gated.started.acquire(timeout=WAIT_S)
+    gated.run_freely()
+    # The next request is answered only when the first one, which would run to the end of its
+    # context, has gone or has finished; its tokens tell which.
+    service.chat("another")
+    health = service.http.get("/health").json()["engine"]
+    assert health["num_running"] == 0
+    assert health["generated_tokens"] < 100
+
+
+@pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
+def test_the_end_of_the_server_ends_streams_with_an_error(service: Service, gated: GatedRuntime) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    with service.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        gated.allow.release(3)
+        assert '"role":"assistant"' in next(lines)
+        stopper = threading.Thread(target=service.served.engine.stop, args=(0.0,))
+        stopper.start()
+        gated.run_freely()
+        rest = "".join(lines)
+        stopper.join(WAIT_S)
+    assert '"code":"shutting_down"' in rest
+    assert "[DONE]" not in rest
+    refused = service.chat()
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    assert service.http.get("/health").json()["status"] == "draining"
+
+
+class Dying(FakeRuntime):
+    def forward(self, plan: Plan) -> Logits:
+        raise MemoryError(f"no room for {plan.num_tokens} tokens")
+
+
+@pytest.mark.parametrize("runtime", [Dying], indirect=True)
+def test_a_dead_engine_is_loud(service: Service) -> None:
+    assert service.chat().status_code == 500
+    assert service.chat().json()["error"]["code"] == "engine_dead"
+    health = service.http.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "dead")
