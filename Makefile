@@ -1,0 +1,53 @@
+# The words of this project. `make help` prints them; CI runs `lint` and `test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve demo test lint format docs bench coverage clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## Create .venv and install everything into it
+
+$(VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+serve: install ## Serve the embedded model on 127.0.0.1:8000 (more flags: ARGS="--port 9000")
+	@$(BIN)/dormouse serve $(ARGS)
+
+demo: install ## Five agents, a SIGKILL, a restart: what waking costs
+	@$(BIN)/python -m benchmarks.demo $(ARGS)
+
+test: install ## Run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: install ## Check style, types and generated pages
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m docs.generate --check
+
+format: install ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: install ## Generate the pages that come from the code
+	@$(BIN)/python -m docs.generate
+
+bench: install ## Prefill, decode and wake figures of this machine
+	@$(BIN)/dormouse bench prefill
+	@$(BIN)/dormouse bench decode
+	@$(BIN)/dormouse bench wake
+
+coverage: install ## Branch coverage of the tests
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+clean: ## Remove what was built
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

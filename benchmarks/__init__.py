@@ -1,0 +1,1 @@
+"""Measurements over HTTP, as a user would see them."""

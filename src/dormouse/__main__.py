@@ -1,0 +1,5 @@
+"""`python -m dormouse`."""
+
+from dormouse.cli.main import app
+
+app()

@@ -1,0 +1,230 @@
+"""The torch runtime: a decoder, an arena and the kernels between them, on one device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dormouse.domain.cache_spec import CacheSpec, KVFormat
+from dormouse.domain.errors import ModelError, ModelFilesMissing, UnsupportedModel
+from dormouse.domain.model_spec import ModelSpec
+from dormouse.domain.plan import Plan
+from dormouse.runtimes.base import Logits
+from dormouse.runtimes.torch.arena import Arena
+from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.torch.decoder import Decoder, Pass
+from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
+from dormouse.runtimes.torch.kernels import Kernels, RowOps
+from dormouse.runtimes.torch.selection import load_kernels, load_row_ops
+from dormouse.runtimes.torch.step import Step
+from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader, weight_files
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class NotFinite(ModelError):
+    """Logits came out NaN or infinite. `rows` are theirs among the wanted ones of the plan."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(
+            f"logits {rows} of the step are NaN or infinite; the KV of their sequences must not be kept. "
+            "The weights may be damaged, or too large for the compute dtype: try fp32"
+        )
+        self.rows = rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What `close` lets go of."""
+
+    decoder: Decoder
+    arena: Arena
+    kernels: Kernels
+    row_ops: RowOps
+
+
+class TorchRuntime:
+    """See `Runtime`. Row invariant on CPUs; other devices choose kernels by shape and promise it not."""
+
+    def __init__(self, spec: ModelSpec, cache: CacheSpec, parts: _Parts, weights_nbytes: int):
+        """Use `load`."""
+        self._spec = spec
+        self._cache = cache
+        self._open: _Parts | None = parts
+        self._num_pages = parts.arena.num_pages
+        self._weights_nbytes = weights_nbytes
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        kv_format: KVFormat,
+        block_size: int,
+        arena_tokens: int,
+        device: str = "cpu",
+        dtype: str | None = None,
+        threads: int | None = None,
+        digests: DigestCache | None = None,
+    ) -> TorchRuntime:
+        """Load a model folder: config.json and safetensors.
+
+        `dtype` is `bf16` or `fp32`; None takes what the device computes fast. `threads` sets torch's number
+        of threads for the whole process. `arena_tokens` is rounded up to whole pages. Raises
+        UnsupportedModel, ModelFilesMissing, or ModelError when the device is absent or too small.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        target = _device(device)
+        compute = _dtype(dtype, target)
+        config = DecoderConfig.from_hf(_read_config(folder))
+        files = weight_files(folder)
+        fingerprint = model_fingerprint(folder, files, config.canonical(), digests)
+        spec = _model_spec(name, config, fingerprint)
+        cache = spec.cache_spec(kv_format, block_size)
+        num_pages = -(-arena_tokens // block_size)
+        loader = DecoderLoader(config, Checkpoint(files), target, compute)
+        with torch.inference_mode():
+            decoder = loader.load(min(config.context_length, num_pages * block_size))
+        # Outside of inference mode: its tensors could not be written to by `copy_page` later.
+        arena = Arena(cache, num_pages, target)
+        widths = (config.hidden_size, config.intermediate_size, config.head_dim)
+        parts = _Parts(decoder, arena, load_kernels(cache, target), load_row_ops(widths, target))
+        return cls(spec, cache, parts, loader.nbytes)
+
+    @property
+    def name(self) -> str:
+        """`torch`."""
+        return "torch"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The loaded model."""
+        return self._spec
+
+    @property
+    def cache(self) -> CacheSpec:
+        """The format of every page."""
+        return self._cache
+
+    @property
+    def num_pages(self) -> int:
+        """Pages are numbered from 0."""
+        return self._num_pages
+
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of weights held in memory; the mapped embedding file is not counted."""
+        return self._weights_nbytes
+
+    @property
+    def arena_nbytes(self) -> int:
+        """Bytes reserved for pages; the system maps them on first use."""
+        return self._num_pages * self._cache.block_nbytes
+
+    def forward(self, plan: Plan) -> Logits:
+        """See `Runtime.forward`. Raises NotFinite, naming the rows."""
+        parts = self._parts()
+        if not plan.chunks:
+            return np.empty((0, self._spec.vocab_size), dtype=np.float32)
+        _check(plan, self._spec, self._num_pages)
+        arena = parts.arena.memory
+        with torch.inference_mode():
+            step = Step.from_plan(plan, self._cache.block_size, arena.device)
+            logits = Pass(parts.decoder, step, arena, parts.kernels, parts.row_ops).run()
+            is_finite = logits.sum(-1).isfinite().cpu()
+        if not is_finite.all():
+            raise NotFinite((~is_finite).nonzero()[:, 0].tolist())
+        result: Logits = logits.cpu().numpy()
+        return result
+
+    def page_buffer(self, page: int) -> memoryview:
+        """See `Runtime.page_buffer`; on the CPU it is the page itself."""
+        return self._parts().arena.page_buffer(page)
+
+    def page_loaded(self, page: int) -> None:
+        """See `Runtime.page_loaded`."""
+        self._parts().arena.page_loaded(page)
+
+    def read_page(self, page: int, num_tokens: int) -> bytes:
+        """See `Runtime.read_page`."""
+        return self._parts().arena.read_page(page, num_tokens)
+
+    def copy_page(self, source: int, target: int, num_tokens: int) -> None:
+        """See `Runtime.copy_page`."""
+        self._parts().arena.copy_page(source, target, num_tokens)
+
+    def close(self) -> None:
+        """Let go of weights and arena; memory is freed once no page buffer is held either. Idempotent."""
+        self._open = None
+
+    def _parts(self) -> _Parts:
+        if self._open is None:
+            raise RuntimeError("the runtime is closed")
+        return self._open
+
+
+def _model_spec(name: str, config: DecoderConfig, fingerprint: str) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        architecture=config.architecture,
+        fingerprint=fingerprint,
+        num_layers=len(config.layers),
+        num_kv_heads=config.num_kv_heads,
+        k_head_dim=config.head_dim,
+        v_head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        context_length=config.context_length,
+    )
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise ModelFilesMissing(f"{folder} lacks config.json") from exc
+    except ValueError as exc:
+        raise UnsupportedModel(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise UnsupportedModel(f"{path} holds no object")
+    return raw
+
+
+def _device(name: str) -> torch.device:
+    """The device, if this machine and this build of torch have it. Raises ModelError otherwise."""
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise ModelError(f"device {name!r} is not known; use {', '.join(available)}")
+    if not available[kind]:
+        raise ModelError(f"device {name!r} is not available to torch here; use --device cpu")
+    return torch.device(name)
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """bf16 unless the CPU would have to emulate it. Raises ModelError for an unknown name."""
+    if name is None:
+        features = torch.cpu.get_capabilities() if device.type == "cpu" else {"amx_bf16": True}
+        name = "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
+    if name not in DTYPES:
+        raise ModelError(f"dtype {name!r} is not known; use {' or '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _check(plan: Plan, spec: ModelSpec, num_pages: int) -> None:
+    """Hold the engine to its side: an index out of range would read or write another sequence's memory."""
+    for chunk in plan.chunks:
+        assert chunk.tokens, chunk
+        assert 0 <= min(chunk.tokens) <= max(chunk.tokens) < spec.vocab_size, chunk.tokens
+        assert 0 <= min(chunk.pages) <= max(chunk.pages) < num_pages, chunk.pages
+        assert 0 <= chunk.start < chunk.end <= spec.context_length, (chunk.start, chunk.end)

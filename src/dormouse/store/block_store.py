@@ -1,0 +1,366 @@
+"""The store: what the engine and the admin surface call. Only what says so waits for the disk."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import TypeVar
+
+from dormouse.domain.agents import Agent, AgentId, AgentUpdate, check_agent_name
+from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, pack_tokens, packed_block_key
+from dormouse.domain.cache_spec import CacheSpec
+from dormouse.domain.errors import DeadlineExceeded, StoreError
+from dormouse.store.audit import VerifyReport, verify
+from dormouse.store.file_ops import FileOps
+from dormouse.store.files import BlockFormat
+from dormouse.store.health import HealthReason
+from dormouse.store.keeper import Removal
+from dormouse.store.opening import StoreParts, open_parts
+from dormouse.store.reader import BlockReader, Done, Load, ReaderPool
+from dormouse.store.rows import BlockRow
+from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
+from dormouse.store.writer import Writer
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+ADMIN_TIMEOUT_S = 30.0
+MAX_BATCH_NBYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How a store uses memory, threads and time.
+
+    `queue_nbytes` bounds the payloads that wait to be written. Uses of blocks are recorded every
+    `touch_interval_s` and at close, failed saves tried again every `retry_s`; both in seconds.
+    """
+
+    queue_nbytes: int = 256 << 20
+    quarantine_nbytes: int = 256 << 20
+    num_readers: int = 2
+    touch_interval_s: float = 30.0
+    retry_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Sizes in bytes. `num_history_only` blocks are known by their tokens alone.
+
+    `counts` are since the store was opened. `notes` say what start-up found and people should know.
+    """
+
+    num_blocks: int
+    num_history_only: int
+    num_agents: int
+    num_unsaved_agents: int
+    num_pending: int
+    pending_nbytes: int
+    nbytes: int
+    blocks_nbytes: int
+    catalog_nbytes: int
+    quarantine_nbytes: int
+    quota_nbytes: int
+    counts: dict[str, int]
+    notes: tuple[str, ...]
+
+
+class BlockStore:
+    """Durable blocks and agents of one data folder.
+
+    Three kinds of threads meet here: callers (answers from memory, work through queues), one writer, a few
+    readers. Callbacks run on the store's threads and must neither block nor call what waits (`flush`,
+    `close`, admin writes).
+    """
+
+    def __init__(self, parts: StoreParts, options: StoreOptions, clock: Callable[[], float]) -> None:
+        """Use `open`."""
+        self._parts = parts
+        self._view = parts.view
+        self._clock = clock
+        self._formats: dict[Namespace, BlockFormat] = {}
+        self._closing = Lock()
+        self._is_closed = False
+        self._writer = Writer(
+            parts.keeper,
+            parts.view,
+            parts.counters,
+            parts.health,
+            max_batch_nbytes=min(MAX_BATCH_NBYTES, max(1, parts.keeper.quota_nbytes // 8)),
+            retry_s=options.retry_s,
+            touch_interval_s=options.touch_interval_s,
+        )
+        self._reader = BlockReader(parts.layout, parts.view, self._formats, parts.counters, self._set_aside)
+        self._readers = ReaderPool(self._reader, options.num_readers)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        quota_nbytes: int,
+        options: StoreOptions | None = None,
+        file_ops: FileOps | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> BlockStore:
+        """Own the data folder and make its files and catalog agree. `quota_nbytes` bounds all of it.
+
+        Raises StoreLocked when another process owns it, StoreTooNew when a newer version wrote it, and
+        StoreError when it cannot be used.
+        """
+        options = options or StoreOptions()
+        parts = open_parts(
+            folder,
+            file_ops or FileOps(),
+            quota_nbytes=quota_nbytes,
+            queue_nbytes=options.queue_nbytes,
+            quarantine_nbytes=min(options.quarantine_nbytes, quota_nbytes // 10),
+        )
+        return cls(parts, options, clock)
+
+    def register(self, namespace: Namespace, cache: CacheSpec) -> None:
+        """Say what the blocks of a namespace look like. Raises ValueError for a second, different answer."""
+        known = self._formats.setdefault(namespace, BlockFormat(cache))
+        if known.cache != cache:
+            raise ValueError(f"namespace {namespace.hex()} is registered with another cache")
+
+    def contains(self, key: BlockKey) -> bool:
+        """Whether the block's KV can be loaded: on disk, or waiting to be written."""
+        return self._view.contains(key)
+
+    def has_durable(self, key: BlockKey) -> bool:
+        """Whether the block's KV is on disk."""
+        return self._view.has_durable(key)
+
+    def children(self, namespace: Namespace, parent: BlockKey, first_token: int) -> list[Link]:
+        """Loadable blocks right after `parent` that begin with `first_token`."""
+        return self._view.children(namespace, parent, pack_tokens([first_token]))
+
+    def load(self, key: BlockKey, into: memoryview, done: Done) -> None:
+        """Read a block's payload into `into` (writable, `block_nbytes` long) on a reader thread.
+
+        `done` is called there, once: with None when `into` holds the verified payload, else with the
+        error (BlockMissing when the block is not stored, DamagedBlock when it was and is now
+        quarantined) and `into` undefined. Raises ValueError when the namespace is not registered or
+        `into` has another size, and StoreError after `close`.
+        """
+        found = self._view.find(key)
+        buffer = into.cast("B")
+        if found is not None and len(buffer) != self._format(found.namespace).cache.block_nbytes:
+            raise ValueError(f"buffer of {len(buffer)} bytes is not a page")
+        self._readers.submit(Load(key, buffer, done))
+
+    def put(self, namespace: Namespace, link: Link, payload: bytes) -> bool:
+        """Queue a block to be written. False when it was refused: the queue is full, or nothing is written.
+
+        A refused block costs durability only. True without doing anything when the block is here
+        already. Raises ValueError when payload or link do not fit the namespace.
+        """
+        block_format = self._format(namespace)
+        cache = block_format.cache
+        if len(payload) != cache.block_nbytes:
+            raise ValueError(f"payload of {len(payload)} bytes; a page has {cache.block_nbytes}")
+        if not 0 < len(link.tokens) <= cache.block_size:
+            raise ValueError(f"block of {len(link.tokens)} tokens; block size is {cache.block_size}")
+        if self._view.contains(link.key):
+            return True
+        tokens = _packed(namespace, link)
+        block = PendingBlock(namespace, link, tokens, payload, block_format, self._clock())
+        return self._writer.put(block)
+
+    def save_agent(self, update: AgentUpdate, on_durable: Callable[[bool], None] | None = None) -> None:
+        """Queue an agent's newest state, after everything put before.
+
+        `on_durable` is called once, on the writer thread: True when the update is on disk; False when that
+        failed, then it is kept in memory and tried again until it succeeds. Raises ValueError when
+        `update.links` is not a chain or a text no Unicode, InvalidRequest when its name is none.
+        """
+        check_agent_name(update.id.name)
+        (update.id.tenant + update.model).encode()  # What is no Unicode fails here, not in the writer.
+        rest = _pack(update.rest)
+        parent = ROOT
+        for link in update.links:
+            if link.parent != parent or not link.tokens:
+                raise ValueError("links of an agent are not a chain from the root")
+            if not self._view.knows(link.key):
+                _packed(update.id.namespace, link)
+            parent = link.key
+        now = self._clock()
+        self._view.touch((link.key for link in update.links), now)
+        self._writer.save(UnsavedAgent(update, rest, now, on_durable))
+
+    def touch(self, keys: Iterable[BlockKey]) -> None:
+        """The blocks were used: they are evicted later."""
+        if self._view.touch(keys, self._clock()):
+            self._writer.wake()
+
+    def agents(self, tenant: str | None = None) -> list[Agent]:
+        """Agents of a tenant, or all; the last used first."""
+        ids = [one for one in self._view.agent_ids() if tenant is None or one.tenant == tenant]
+        found = [agent for agent in map(self._view.agent, ids) if agent is not None]
+        return sorted(found, key=lambda agent: agent.used_at, reverse=True)
+
+    def agent(self, tenant: str, name: str, namespace: Namespace | None = None) -> Agent:
+        """The agent of that name; without a namespace, the last used one. Raises AgentNotFound."""
+        found = [self._view.agent(one) for one in self._named(tenant, name, namespace)]
+        newest = max((a for a in found if a is not None), key=lambda agent: agent.used_at, default=None)
+        if newest is None:
+            raise not_found(name)
+        return newest
+
+    def history(self, id: AgentId) -> list[int]:
+        """All tokens of an agent. Raises AgentNotFound, and StoreError when a part is lost."""
+        return self._view.history(id)
+
+    def chain(self, id: AgentId) -> list[BlockKey]:
+        """Keys of an agent's blocks, with or without payload. Raises AgentNotFound."""
+        return self._view.chain(id)
+
+    def delete_agent(
+        self,
+        tenant: str,
+        name: str,
+        namespace: Namespace | None = None,
+        *,
+        timeout_s: float = ADMIN_TIMEOUT_S,
+    ) -> Removal:
+        """Delete an agent, its history, and the blocks that no other agent reaches. Waits.
+
+        Without a namespace, all agents of that name go. Raises AgentNotFound, DeadlineExceeded,
+        and StoreError when it could not be written.
+        """
+
+        def delete() -> Removal:
+            return self._parts.keeper.delete_agents(self._named(tenant, name, namespace), name)
+
+        return self._run(delete, timeout_s)
+
+    def set_pinned(
+        self,
+        tenant: str,
+        name: str,
+        pinned: bool,
+        namespace: Namespace | None = None,
+        *,
+        timeout_s: float = ADMIN_TIMEOUT_S,
+    ) -> None:
+        """Pinned agents lose their blocks last. Waits; names and errors as in `delete_agent`."""
+
+        def pin() -> None:
+            self._parts.keeper.set_pinned(self._named(tenant, name, namespace), name, pinned)
+
+        self._run(pin, timeout_s)
+
+    def gc(self, unused_for_s: float = 0.0, timeout_s: float = ADMIN_TIMEOUT_S) -> Removal:
+        """Remove blocks and history that no agent reaches, unused for that many seconds. Waits."""
+        used_before = self._clock() - unused_for_s
+        return self._run(lambda: self._parts.keeper.collect(used_before), timeout_s)
+
+    def verify(self, timeout_s: float = ADMIN_TIMEOUT_S) -> VerifyReport:
+        """Derive every checksum and key again; what is damaged is quarantined.
+
+        Reads all of the store on the calling thread, then waits up to `timeout_s` for the quarantine.
+        """
+        report = verify(self._parts.layout, self._view, self._formats, self._reader.damaged)
+        self.flush(timeout_s)
+        return report
+
+    def stats(self) -> StoreStats:
+        """Sizes and counts."""
+        ledger = self._parts.ledger
+        num_pending, pending_nbytes = self._view.pending
+        num_blocks, num_history_only, num_agents = self._view.sizes()
+        return StoreStats(
+            num_blocks=num_blocks,
+            num_history_only=num_history_only,
+            num_agents=num_agents,
+            num_unsaved_agents=self._view.num_unsaved,
+            num_pending=num_pending,
+            pending_nbytes=pending_nbytes,
+            nbytes=ledger.total,
+            blocks_nbytes=ledger.blocks,
+            catalog_nbytes=ledger.catalog,
+            quarantine_nbytes=ledger.quarantine,
+            quota_nbytes=self._parts.keeper.quota_nbytes,
+            counts=self._parts.counters.snapshot(),
+            notes=self._parts.notes,
+        )
+
+    def health(self) -> tuple[HealthReason, ...]:
+        """Why saving does not work as it should; empty when it does."""
+        return self._parts.health.reasons
+
+    def flush(self, timeout_s: float = ADMIN_TIMEOUT_S) -> bool:
+        """Wait until all that was accepted before is on disk. False when it is not."""
+        try:
+            return self._run(self._is_saved, timeout_s)
+        except (StoreError, DeadlineExceeded):
+            return False
+
+    def check(self) -> None:
+        """Raise AssertionError when memory contradicts itself. Cheap enough for idle moments."""
+        self._view.check()
+
+    def close(self) -> None:
+        """Write what is queued, end all threads, unlock. Waits; a second call does nothing."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._readers.stop()
+            self._writer.stop()
+            if self._view.num_unsaved:
+                log.error("closed with %d agents that could not be saved", self._view.num_unsaved)
+            self._parts.catalog.close()
+            self._parts.lock.release()
+
+    def __enter__(self) -> BlockStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, action: Callable[[], T], timeout_s: float) -> T:
+        try:
+            return self._writer.run(action, timeout_s)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"could not be written: {error}") from error
+
+    def _named(self, tenant: str, name: str, namespace: Namespace | None) -> list[AgentId]:
+        ids = [one for one in self._view.agent_ids() if (one.tenant, one.name) == (tenant, name)]
+        return [one for one in ids if namespace in (None, one.namespace)]
+
+    def _is_saved(self) -> bool:
+        return not self._parts.keeper.has_leftovers and not self._parts.health.reasons
+
+    def _set_aside(self, row: BlockRow) -> None:
+        self._writer.post(lambda: self._parts.keeper.set_aside(row))
+
+    def _format(self, namespace: Namespace) -> BlockFormat:
+        if namespace not in self._formats:
+            raise ValueError(f"namespace {namespace.hex()} is not registered")
+        return self._formats[namespace]
+
+
+def _packed(namespace: Namespace, link: Link) -> bytes:
+    """The packed tokens of a link whose key follows from them. Raises ValueError."""
+    tokens = _pack(link.tokens)
+    if packed_block_key(namespace, link.parent, tokens) != link.key:
+        raise ValueError(f"key {link.key.hex()} does not follow from its parent and tokens")
+    return tokens
+
+
+def _pack(tokens: Iterable[int]) -> bytes:
+    try:
+        return pack_tokens(tokens)
+    except (OverflowError, TypeError) as error:
+        raise ValueError(f"tokens do not fit in 32 bits: {error}") from None

@@ -1,0 +1,228 @@
+"""The catalog: SQLite, written by one thread, one transaction per `Change`."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from dormouse.domain.agents import AgentId
+from dormouse.domain.blocks import BlockKey, Namespace
+from dormouse.domain.errors import DamagedCatalog, StoreTooNew
+from dormouse.store.file_ops import FileOps
+from dormouse.store.layout import FILE_MODE
+from dormouse.store.migrations import MIGRATIONS
+from dormouse.store.rows import AgentRow, BlockRow, Change
+
+log = logging.getLogger(__name__)
+
+WAL_LIMIT_NBYTES = 1 << 20
+"""A longer write-ahead log is folded into the database; small, because it counts against the quota."""
+
+BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class Catalog:
+    """The database of one data folder. One thread at a time; methods raise sqlite3.Error."""
+
+    def __init__(self, path: Path, ops: FileOps) -> None:
+        """Open or create, and migrate.
+
+        Raises StoreTooNew (the file is untouched), DamagedCatalog when SQLite cannot make sense of the
+        file, and sqlite3.Error when the disk does not let it.
+        """
+        self._path = path
+        self._ops = ops
+        _refuse_newer(path)
+        path.touch(mode=FILE_MODE)
+        # The opening thread hands the connection to the writer thread, and takes it back at close.
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            with _damage():
+                _lock_exclusively(self._connection)
+                _use_write_ahead_log(self._connection)
+                _sync_every_commit(self._connection)
+                _checkpoint_by_hand(self._connection)
+                _forget_deleted_content(self._connection)
+                _check_structure(self._connection)
+                self._migrate()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def atomic(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, the only way to write: all of it is committed, or none on any exception."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+            self._ops.commit(self._connection)
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def apply(self, change: Change) -> None:
+        """Commit `change`; it is on disk on return. Raises DamagedCatalog too."""
+        with _damage(), self.atomic() as connection:
+            _write_blocks(connection, change)
+            _write_agents(connection, change)
+            _write_doomed(connection, change)
+
+    def blocks(self) -> list[BlockRow]:
+        """All block rows. Raises DamagedCatalog."""
+        query = "SELECT key, namespace, parent, tokens, num_before, nbytes, checksum, used_at FROM blocks"
+        with _damage():
+            return [BlockRow(*row) for row in self._connection.execute(query)]
+
+    def agents(self) -> list[AgentRow]:
+        """All agent rows. Raises DamagedCatalog."""
+        query = (
+            "SELECT tenant, name, namespace, model, tip, rest, num_tokens, created_at, used_at, pinned"
+            " FROM agents"
+        )
+        with _damage():
+            rows = self._connection.execute(query).fetchall()
+        return [
+            AgentRow(AgentId(*who), model, tip, rest, num_tokens, created_at, used_at, bool(pinned))
+            for *who, model, tip, rest, num_tokens, created_at, used_at, pinned in rows
+        ]
+
+    def doomed(self) -> dict[BlockKey, Namespace]:
+        """Blocks whose files were to go. Raises DamagedCatalog."""
+        with _damage():
+            return dict(self._connection.execute("SELECT key, namespace FROM doomed"))
+
+    def trim(self, limit_nbytes: int = WAL_LIMIT_NBYTES) -> None:
+        """Fold a write-ahead log of more than `limit_nbytes` into the database.
+
+        Never raises: everything is committed already, and a log that stays is folded by a later call.
+        """
+        try:
+            if self._path.with_name(f"{self._path.name}-wal").stat().st_size > limit_nbytes:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (sqlite3.Error, OSError) as error:
+            log.warning("catalog: the write-ahead log was not folded in: %s", error)
+
+    def close(self) -> None:
+        """Close; SQLite folds the write-ahead log into the database. A second call does nothing."""
+        self._connection.close()
+
+    def _migrate(self) -> None:
+        with self.atomic() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_at REAL) STRICT"
+            )
+        applied = _applied(self._connection)
+        for migration in MIGRATIONS:
+            if migration.__name__ not in applied:
+                with self.atomic() as connection:
+                    migration(connection)
+                    connection.execute(
+                        "INSERT INTO migrations VALUES (?, ?)", (migration.__name__, time.time())
+                    )
+
+
+def _refuse_newer(path: Path) -> None:
+    """Raise StoreTooNew for a catalog with migrations that we do not have, without writing to it."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            applied = _applied(connection)
+    except sqlite3.Error:
+        return  # New, damaged or on a bad disk: opening it for writing tells which.
+    unknown = applied - {migration.__name__ for migration in MIGRATIONS}
+    if unknown:
+        raise StoreTooNew(
+            f"{path} was written by a newer version (it has {', '.join(sorted(unknown))}); "
+            "upgrade Dormouse or choose another data folder. Nothing was changed"
+        )
+
+
+def _applied(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM migrations")}
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in BROKEN:
+            raise DamagedCatalog(f"catalog cannot be read: {error}") from error
+        raise
+
+
+def _lock_exclusively(connection: sqlite3.Connection) -> None:
+    # The folder has one owner anyway; without sharing there is no -shm file to keep or to fail on.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    # One fsync per commit instead of two or three.
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+
+
+def _sync_every_commit(connection: sqlite3.Connection) -> None:
+    # NORMAL could lose the last commits in a power cut, and an agent was told that it is durable.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _checkpoint_by_hand(connection: sqlite3.Connection) -> None:
+    # Automatic checkpoints leave the log at its largest size; ours truncate it.
+    connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+
+
+def _forget_deleted_content(connection: sqlite3.Connection) -> None:
+    # The tokens of a deleted agent are text: they go from the file, not only from the tables.
+    connection.execute("PRAGMA secure_delete = ON").fetchall()
+
+
+def _check_structure(connection: sqlite3.Connection) -> None:
+    # Every row is read next in any case; a broken tree must be found now, not by a later write.
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise DamagedCatalog(f"catalog cannot be read: {verdict}")
+
+
+def _write_blocks(connection: sqlite3.Connection, change: Change) -> None:
+    connection.executemany(
+        """INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+            namespace = excluded.namespace, parent = excluded.parent, tokens = excluded.tokens,
+            num_before = excluded.num_before, nbytes = excluded.nbytes,
+            checksum = excluded.checksum, used_at = excluded.used_at""",
+        [
+            (r.key, r.namespace, r.parent, r.tokens, r.num_before, r.nbytes, r.checksum, r.used_at)
+            for r in change.rows.values()
+        ],
+    )
+    connection.executemany("DELETE FROM blocks WHERE key = ?", [(key,) for key in change.removed])
+    connection.executemany(
+        "UPDATE blocks SET used_at = ? WHERE key = ?", [(at, key) for key, at in change.used.items()]
+    )
+
+
+def _write_agents(connection: sqlite3.Connection, change: Change) -> None:
+    connection.executemany(
+        "DELETE FROM agents WHERE tenant = ? AND name = ? AND namespace = ?",
+        [(gone.tenant, gone.name, gone.namespace) for gone in change.removed_agents],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                *(a.id.tenant, a.id.name, a.id.namespace, a.model, a.tip, a.rest),
+                *(a.num_tokens, a.created_at, a.used_at, a.pinned),
+            )
+            for a in change.agents.values()
+        ],
+    )
+
+
+def _write_doomed(connection: sqlite3.Connection, change: Change) -> None:
+    connection.executemany("DELETE FROM doomed WHERE key = ?", [(key,) for key in change.unlinked])
+    connection.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?)", list(change.doomed.items()))

@@ -1,0 +1,119 @@
+"""What may go, and in which order: evictions, finished tails, deleted agents, what nothing reaches.
+
+Every function only plans, from the index; the keeper carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from dormouse.domain.agents import AgentId
+from dormouse.domain.blocks import BlockKey
+from dormouse.store.index import Head, Index, head_of
+from dormouse.store.rows import BlockRow, Change
+
+
+def victims(index: Index, nbytes: int) -> list[BlockRow]:
+    """Blocks whose files make up at least `nbytes`, or all there are, in the order in which they go.
+
+    Blocks of pinned agents go last, before that the least recently used, the end of a chain before its
+    start.
+    """
+    pinned = index.reachable(agent for agent in index.agents.values() if agent.pinned)
+    stored = [row for row in index.blocks.values() if row.nbytes]
+    # Three stable sorts compare plain numbers, which is several times faster than one of tuples.
+    stored.sort(key=lambda row: -row.num_before)
+    stored.sort(key=lambda row: row.used_at)
+    stored.sort(key=lambda row: row.key in pinned)
+    chosen = []
+    freed = 0
+    for row in stored:
+        if freed >= nbytes:
+            break
+        freed += row.nbytes
+        chosen.append(row)
+    return chosen
+
+
+def drop_payload(change: Change, row: BlockRow, reachable: Set[BlockKey]) -> None:
+    """Drop the file of `row`; its history stays when an agent needs it."""
+    if row.key in reachable:
+        change.evict(row)
+    else:
+        change.remove(row)
+
+
+def release_tails(index: Index, change: Change, unsaved_tips: Set[BlockKey]) -> None:
+    """Add to `change` the unfinished blocks that it makes superfluous.
+
+    A tail goes when a stored block with the same parent starts with its tokens and no agent ends in
+    it. That is looked for where it can become true: at every block that `change` stores, and at every tip
+    that an agent leaves.
+    """
+    after = _After(index, change, unsaved_tips)
+    released = []
+    for row in [row for row in change.rows.values() if row.nbytes]:
+        released += [tail for tail in after.siblings(row) if _continues(row, tail) and after.is_free(tail)]
+    for moving in change.agents.keys() | change.removed_agents:
+        left = index.agents.get(moving)
+        tail = index.blocks.get(left.tip) if left is not None else None
+        if tail is None or tail.key in change.removed or not after.is_free(tail):
+            continue
+        if not tail.nbytes or any(_continues(row, tail) for row in after.siblings(tail)):
+            released.append(tail)
+    for tail in released:
+        change.rows.pop(tail.key, None)
+        change.remove(tail)
+
+
+def agent_deletion(index: Index, id: AgentId, unsaved: Set[BlockKey]) -> Change:
+    """Delete the agent and every block that no other agent reaches, its descendants included.
+
+    Blocks in `unsaved` are about to be reached by an agent and stay.
+    """
+    others = index.reachable(agent for agent in index.agents.values() if agent.id != id)
+    change = Change(removed_agents={id})
+    waiting = [row.key for row in index.chain(index.agents[id].tip)]
+    while waiting:
+        key = waiting.pop()
+        if key not in others and key not in unsaved and key not in change.removed:
+            change.remove(index.blocks[key])
+            waiting.extend(index.children(key))
+    return change
+
+
+def unreached(index: Index, used_before: float, unsaved: Set[BlockKey]) -> list[BlockRow]:
+    """Blocks that no agent reaches and that were last used before that time (Unix seconds)."""
+    reachable = index.reachable(index.agents.values()) | unsaved
+    return [r for r in index.blocks.values() if r.used_at < used_before and r.key not in reachable]
+
+
+class _After:
+    """The index as a change will leave it, as far as tails need to know."""
+
+    def __init__(self, index: Index, change: Change, unsaved_tips: Set[BlockKey]) -> None:
+        self._index = index
+        self._change = change
+        self._tips = {agent.tip for agent in change.agents.values()} | unsaved_tips
+        self._moving = change.agents.keys() | change.removed_agents
+        self._parents = {row.parent for row in change.rows.values()}
+        self._new: dict[Head, list[BlockRow]] = {}
+        for row in change.rows.values():
+            if row.nbytes:
+                self._new.setdefault(head_of(row.namespace, row.parent, row.tokens), []).append(row)
+
+    def siblings(self, row: BlockRow) -> list[BlockRow]:
+        """Blocks with payload that share parent and first token with `row`."""
+        head = head_of(row.namespace, row.parent, row.tokens)
+        removed, new = self._change.removed, self._change.rows
+        kept = (r for r in self._index.at_head(head) if r.key not in removed and r.key not in new)
+        return [*kept, *self._new.get(head, ())]
+
+    def is_free(self, tail: BlockRow) -> bool:
+        """Whether no agent ends in `tail` and no block follows it."""
+        owned = tail.key in self._tips or self._index.owners(tail.key) - self._moving
+        return not owned and not self._index.children(tail.key) and tail.key not in self._parents
+
+
+def _continues(row: BlockRow, tail: BlockRow) -> bool:
+    return len(row.tokens) > len(tail.tokens) and row.tokens.startswith(tail.tokens)

@@ -1,0 +1,301 @@
+"""Carries changes out in the order that survives a crash: files, commit, index, unlink.
+
+Runs on the writer thread alone (and on the opening thread before that one starts).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+from dormouse.domain.agents import AgentId
+from dormouse.domain.blocks import BlockKey, Namespace, pack_tokens
+from dormouse.domain.errors import StoreError
+from dormouse.store.block_files import BlockFiles, WrittenBlock
+from dormouse.store.catalog import Catalog
+from dormouse.store.garbage import agent_deletion, drop_payload, release_tails, unreached, victims
+from dormouse.store.health import WRITE_ERRORS, Health
+from dormouse.store.index import Index
+from dormouse.store.ledger import Count, Counters, Ledger
+from dormouse.store.rows import BlockRow, Change
+from dormouse.store.view import PendingBlock, StoreView, UnsavedAgent, agent_row, not_found
+
+log = logging.getLogger(__name__)
+
+LOW_WATER = 0.95
+"""Evictions go on down to this part of the quota, so that they come seldom."""
+
+REMOVAL_BATCH = 32
+"""Rows per transaction when many blocks go: their files are freed before the catalog's log grows."""
+
+MAX_UNLINKED = 256
+"""So many unlinked files are remembered before their folders are synced and the catalog forgets them."""
+
+CATALOG_ROOM_NBYTES = 128 << 10
+ROW_ROOM_NBYTES = 8 << 10
+"""How much a transaction and each of its rows may add to the catalog at most: a few pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What was removed; `nbytes` of files."""
+
+    num_blocks: int
+    nbytes: int
+
+
+class Keeper:
+    """The only one that writes: block files through `BlockFiles`, rows through `Catalog`."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        files: BlockFiles,
+        index: Index,
+        view: StoreView,
+        ledger: Ledger,
+        counters: Counters,
+        health: Health,
+        quota_nbytes: int,
+    ) -> None:
+        self._catalog = catalog
+        self._files = files
+        self._index = index
+        self._view = view
+        self._ledger = ledger
+        self._counters = counters
+        self._health = health
+        self._quota_nbytes = quota_nbytes
+        self._dirty: dict[AgentId, UnsavedAgent] = {}
+        self._doomed: dict[BlockKey, Namespace] = {}
+        self._unlinked: dict[BlockKey, Namespace] = {}
+
+    @property
+    def quota_nbytes(self) -> int:
+        """Bytes that all files of the store may take."""
+        return self._quota_nbytes
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether agents wait for a catalog that works, or files for an unlink that works."""
+        return bool(self._dirty or self._doomed)
+
+    def commit(self, change: Change) -> None:
+        """Commit `change`, mirror it, then unlink what it doomed. Raises as `Catalog.apply` does."""
+        stored = {row.key for row in change.rows.values() if row.nbytes}
+        change.unlinked |= stored | self._settled()
+        self._catalog.apply(change)
+        self._view.apply(change)
+        for key in change.unlinked | change.doomed.keys():
+            self._doomed.pop(key, None)
+            self._unlinked.pop(key, None)
+        self._doomed.update(change.doomed)
+        self._catalog.trim()
+        self._ledger.measure_catalog()
+        self.unlink_doomed()
+
+    def unlink_doomed(self) -> None:
+        """Unlink the files of removed blocks; what fails is tried again later."""
+        for key, namespace in list(self._doomed.items()):
+            try:
+                self._files.unlink(namespace, key)
+            except OSError as error:
+                self._health.failed("removal of files", error)
+            else:
+                del self._doomed[key]
+                self._unlinked[key] = namespace
+        if not self._doomed:
+            self._health.works("removal of files")
+
+    def store(
+        self,
+        blocks: Sequence[PendingBlock],
+        agents: Sequence[UnsavedAgent],
+        used: Mapping[BlockKey, float],
+    ) -> bool:
+        """Make a batch durable in one transaction; False when that failed.
+
+        Blocks that cannot be written are dropped. Agents are kept, the newest update of each, and committed
+        with a later batch.
+        """
+        newest = self._dirty | {agent.update.id: agent for agent in agents}
+        written = self._write(blocks) if self._make_room(blocks, newest.values()) else []
+        try:
+            self.commit(self._plan(written, newest.values(), used))
+        except WRITE_ERRORS as error:
+            self._health.failed("catalog", error)
+            self._give_up(written, used)
+            self._dirty = newest
+            return False
+        self._health.works("catalog")
+        self._view.saved([*self._dirty.values(), *agents])
+        self._dirty = {}
+        self._counters.add(Count.BLOCKS_WRITTEN, len(written))
+        return True
+
+    def enforce_quota(self, nbytes: int = 0) -> None:
+        """Evict until `nbytes` more fit. Raises StoreError when they cannot, and as `commit` does."""
+        if self._fits(nbytes):
+            return
+        self._trim_catalog()
+        if self._fits(nbytes):
+            return
+        excess = self._ledger.total + nbytes - int(self._quota_nbytes * LOW_WATER)
+        rows = victims(self._index, excess)
+        reachable = self._index.reachable(self._index.agents.values())
+        removed = self._remove(rows, reachable)
+        self._counters.add(Count.EVICTIONS, removed.num_blocks)
+        log.info("evicted %d blocks, %d bytes", removed.num_blocks, removed.nbytes)
+        self._trim_catalog()
+        if not self._fits(nbytes):
+            raise StoreError(f"{nbytes} bytes do not fit the disk quota of {self._quota_nbytes} bytes")
+
+    def set_aside(self, row: BlockRow) -> None:
+        """Quarantine the damaged file of `row` and drop its payload, unless the block was replaced."""
+        if self._index.blocks.get(row.key) is not row:
+            return
+        change = Change()
+        drop_payload(change, row, self._index.reachable(self._index.agents.values()))
+        change.doomed.clear()
+        try:
+            self._files.quarantine_block(row.namespace, row.key)
+            self.commit(change)
+        except WRITE_ERRORS as error:
+            # Nobody reads it until a restart, and then it is found again.
+            log.error("damaged block %s stays where it is: %s", row.key.hex(), error)
+
+    def delete_agents(self, ids: Sequence[AgentId], name: str) -> Removal:
+        """Delete agents and what only they reached. Raises AgentNotFound, and as `commit` does."""
+        removed: dict[BlockKey, BlockRow] = {}
+        for gone in self._existing(ids, name):
+            unsaved = self._dirty.get(gone)
+            if gone in self._index.agents:
+                change = agent_deletion(self._index, gone, self._view.unsaved_keys(but=unsaved))
+                self.commit(change)
+                removed |= change.removed
+            if unsaved is not None:
+                del self._dirty[gone]
+                self._view.saved([unsaved])
+        return _removal(removed.values())
+
+    def set_pinned(self, ids: Sequence[AgentId], name: str, pinned: bool) -> None:
+        """Pin or unpin. Raises AgentNotFound, and as `commit` does."""
+        agents = self._index.agents
+        rows = [agents[agent] for agent in self._existing(ids, name) if agent in agents]
+        if not rows:
+            raise StoreError(f"agent {name!r} is not on disk yet; see the store's health")
+        self.commit(Change(agents={row.id: replace(row, pinned=pinned) for row in rows}))
+
+    def collect(self, used_before: float) -> Removal:
+        """Remove what no agent reaches and was last used before (Unix seconds). Raises as `commit` does."""
+        return self._remove(unreached(self._index, used_before, self._view.unsaved_keys()), frozenset())
+
+    def _settled(self) -> set[BlockKey]:
+        """Unlinked files that no power cut brings back; many at a time, each folder costs an fsync."""
+        if len(self._unlinked) < MAX_UNLINKED:
+            return set()
+        try:
+            self._files.sync_folders(self._unlinked.items())
+        except OSError as error:
+            log.warning("folders of unlinked files: %s", error)
+            return set()
+        return set(self._unlinked)
+
+    def _fits(self, nbytes: int) -> bool:
+        return self._ledger.total + nbytes <= self._quota_nbytes
+
+    def _trim_catalog(self) -> None:
+        self._catalog.trim(limit_nbytes=0)
+        self._ledger.measure_catalog()
+
+    def _existing(self, ids: Sequence[AgentId], name: str) -> list[AgentId]:
+        """Those of `ids` that are recorded or wait to be. Raises AgentNotFound when none is."""
+        existing = [one for one in ids if one in self._index.agents or one in self._dirty]
+        if not existing:
+            raise not_found(name)
+        return existing
+
+    def _make_room(self, blocks: Sequence[PendingBlock], agents: Iterable[UnsavedAgent]) -> bool:
+        """Whether the files of `blocks` fit the quota, after evictions; if not, they are dropped."""
+        links = (link for agent in agents for link in agent.update.links)
+        num_rows = len(blocks) + sum(link.key not in self._index.blocks for link in links)
+        catalog_room = 2 * CATALOG_ROOM_NBYTES + (num_rows + REMOVAL_BATCH) * ROW_ROOM_NBYTES
+        try:
+            self.enforce_quota(sum(block.format.file_nbytes(block.tokens) for block in blocks) + catalog_room)
+        except WRITE_ERRORS as error:
+            if blocks:
+                self._health.failed("block files", error)
+                self._drop(blocks)
+            return False
+        return True
+
+    def _write(self, blocks: Sequence[PendingBlock]) -> list[WrittenBlock]:
+        """Write the files; what fails is dropped."""
+        written, failed = self._files.write(blocks)
+        for _, error in failed:
+            self._health.failed("block files", error)
+        self._drop([block for block, _ in failed])
+        if written and not failed:
+            self._health.works("block files")
+        self._counters.add(Count.BYTES_WRITTEN, sum(w.nbytes for w in written))
+        return written
+
+    def _give_up(self, written: Sequence[WrittenBlock], used: Mapping[BlockKey, float]) -> None:
+        """The rows of these files could not be committed."""
+        self._doomed.update((w.block.link.key, w.block.namespace) for w in written)
+        self.unlink_doomed()
+        self._drop([w.block for w in written])
+        self._view.touch_again(used)
+
+    def _drop(self, blocks: Collection[PendingBlock]) -> None:
+        self._view.drop([block.link.key for block in blocks])
+        self._counters.add(Count.FAILED_WRITES, len(blocks))
+
+    def _plan(
+        self, written: Sequence[WrittenBlock], agents: Iterable[UnsavedAgent], used: Mapping[BlockKey, float]
+    ) -> Change:
+        change = Change(used=dict(used))
+        for w in written:
+            link = w.block.link
+            parent = change.rows.get(link.parent) or self._index.blocks.get(link.parent)
+            change.rows[link.key] = BlockRow(
+                key=link.key,
+                namespace=w.block.namespace,
+                parent=link.parent,
+                tokens=w.block.tokens,
+                num_before=parent.end if parent is not None else 0,
+                nbytes=w.nbytes,
+                checksum=w.checksum,
+                used_at=w.block.used_at,
+            )
+        for agent in agents:
+            self._add_history(change, agent)
+            change.agents[agent.update.id] = agent_row(agent, self._index.agents.get(agent.update.id))
+        release_tails(self._index, change, self._view.unsaved_tips())
+        return change
+
+    def _add_history(self, change: Change, agent: UnsavedAgent) -> None:
+        namespace = agent.update.id.namespace
+        end = 0
+        for link in agent.update.links:
+            if link.key not in change.rows and link.key not in self._index.blocks:
+                tokens = pack_tokens(link.tokens)
+                change.rows[link.key] = BlockRow(
+                    link.key, namespace, link.parent, tokens, end, 0, "", agent.saved_at
+                )
+            end += len(link.tokens)
+
+    def _remove(self, rows: Sequence[BlockRow], reachable: Set[BlockKey]) -> Removal:
+        """Drop payloads, and the rows that are not in `reachable`, a few per transaction."""
+        for start in range(0, len(rows), REMOVAL_BATCH):
+            change = Change()
+            for row in rows[start : start + REMOVAL_BATCH]:
+                drop_payload(change, row, reachable)
+            self.commit(change)
+        return _removal(rows)
+
+
+def _removal(rows: Collection[BlockRow]) -> Removal:
+    return Removal(sum(row.nbytes > 0 for row in rows), sum(row.nbytes for row in rows))

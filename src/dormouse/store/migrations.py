@@ -1,0 +1,51 @@
+"""The catalog's schema: an append-only list. A released migration is never edited, only followed."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+
+def create_blocks(connection: sqlite3.Connection) -> None:
+    """Blocks by key; `nbytes` 0 means that only the history is known."""
+    connection.execute(
+        """CREATE TABLE blocks (
+            key BLOB PRIMARY KEY,
+            namespace BLOB NOT NULL,
+            parent BLOB NOT NULL,
+            tokens BLOB NOT NULL,
+            num_before INTEGER NOT NULL,
+            nbytes INTEGER NOT NULL,
+            checksum TEXT NOT NULL,
+            used_at REAL NOT NULL
+        ) STRICT"""
+    )
+
+
+def create_agents(connection: sqlite3.Connection) -> None:
+    """Agents by tenant, name and namespace; each refers to the last block of its chain."""
+    connection.execute(
+        """CREATE TABLE agents (
+            tenant TEXT NOT NULL,
+            name TEXT NOT NULL,
+            namespace BLOB NOT NULL,
+            model TEXT NOT NULL,
+            tip BLOB NOT NULL,
+            rest BLOB NOT NULL,
+            num_tokens INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            used_at REAL NOT NULL,
+            pinned INTEGER NOT NULL,
+            PRIMARY KEY (tenant, name, namespace)
+        ) STRICT"""
+    )
+
+
+def create_doomed(connection: sqlite3.Connection) -> None:
+    """Files to unlink: their rows are gone or history only, the unlink may not have happened yet."""
+    connection.execute(
+        "CREATE TABLE doomed (key BLOB PRIMARY KEY, namespace BLOB NOT NULL) STRICT, WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (create_blocks, create_agents, create_doomed)
