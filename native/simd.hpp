@@ -59,8 +59,6 @@ namespace dormouse::DORMOUSE_ISA {
 F dot_pairs(F, W, W);
 W pair_neighbours(F, F);
 W pair_lanes(F, F);
-W nibble_table(F, F, F, F);
-W look_up_pairs(W, const uint8_t*, const uint8_t*);
 #endif
 
 // 2^x for x up to 127; exactly 1 at 0 and exactly 0 below -150, so that a masked key adds nothing. NaN stays NaN.

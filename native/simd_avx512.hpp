@@ -103,26 +103,6 @@ inline W pair_lanes(F even, F odd) {
                                      23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, pair_neighbours(even, odd));
 }
-// The 16 values that a nibble can stand for, of two rows: lanes 0 to 15 and 16 to 31.
-inline W nibble_table(F even_scale, F even_bias, F odd_scale, F odd_bias) {
-    const F q = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    return pair_neighbours(fma(q, even_scale, even_bias), fma(q, odd_scale, odd_bias));
-}
-// 16 nibbles of each of two rows as words of pairs: every nibble is an index into the table.
-inline W look_up_pairs(W table, const uint8_t* even, const uint8_t* odd) {
-    const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(even)),
-                                             _mm_loadl_epi64(reinterpret_cast<const __m128i*>(odd)));
-    // Lane 2i takes the byte of the even row's value i, lane 2i + 1 the odd row's; -128 clears the upper byte.
-    const W take = _mm512_set_epi64(
-        int64_t(0x800f800780'0f8007), int64_t(0x800e800680'0e8006), int64_t(0x800d800580'0d8005),
-        int64_t(0x800c800480'0c8004), int64_t(0x800b800380'0b8003), int64_t(0x800a800280'0a8002),
-        int64_t(0x8009800180'098001), int64_t(0x8008800080'088000));
-    const W high_nibbles = _mm512_set1_epi64(int64_t(0x0004000400000000));
-    const W taken = _mm512_srlv_epi16(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), take), high_nibbles);
-    constexpr int kAndOr = 0xea;  // (a & b) | c
-    const W index = _mm512_ternarylogic_epi32(taken, _mm512_set1_epi16(15), _mm512_set1_epi32(16 << 16), kAndOr);
-    return _mm512_permutexvar_epi16(index, table);
-}
 #endif
 
 // The first `count` words, zeros in the other lanes; nothing behind them is read.

@@ -186,29 +186,6 @@ inline void store_value_words(const Row<Bits>& row, const Row<Bits>* next, int d
     }
 }
 
-// The same for a whole row of nibbles: a table look-up gives the same values with half the instructions.
-inline void store_nibble_pairs(const Row<4>& row, const Row<4>* next, int dim, uint32_t* out) {
-    const int group = 1 << row.group_shift;
-    W table = zero_words();
-    for (int d = 0; d < dim; d += kLanes) {
-        if (d % group == 0) {
-            const int g = d / group;
-            table = nibble_table(set_bf16(row.scales + g), set_bf16(row.biases + g),
-                                 next ? set_bf16(next->scales + g) : zero(), next ? set_bf16(next->biases + g) : zero());
-        }
-        store_words(out + d, look_up_pairs(table, row.data + d / 2, (next ? next : &row)->data + d / 2));
-    }
-}
-
-template <Math M, int Bits>
-inline void store_value_row(const Row<Bits>& row, const Row<Bits>* next, int dim, uint32_t* out) {
-    if constexpr (M == Math::Pairs && Bits == 4) {
-        store_nibble_pairs(row, next, dim, out);
-    } else {
-        for (int d = 0; d < dim; d += 2 * kLanes) store_value_words<M>(row, next, d, dim, out);
-    }
-}
-
 template <Math M, int Bits>
 void load_values(const Source& from, int first, int begin, int end, uint32_t* tile) {
     const int dim = from.half->dim;
@@ -226,7 +203,8 @@ void load_values(const Source& from, int first, int begin, int end, uint32_t* ti
                 continue;
             }
             const Row<Bits> row = rows[i], next = rows[i + 1 < count ? i + 1 : i];
-            store_value_row<M>(row, i + 1 < count ? &next : nullptr, dim, out);
+            const Row<Bits>* second = i + 1 < count ? &next : nullptr;
+            for (int d = 0; d < dim; d += 2 * kLanes) store_value_words<M>(row, second, d, dim, out);
         }
     }
 }

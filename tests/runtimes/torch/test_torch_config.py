@@ -41,10 +41,9 @@ def test_old_and_new_rope_spellings_are_one() -> None:
 
 
 def test_omitted_fields_take_their_family_s_defaults() -> None:
-    bare = {"model_type": "gemma3", "text_config": {"num_hidden_layers": 7, "hidden_size": 2560}}
-    config = DecoderConfig.from_hf(bare)
-    ours = {**json.loads(Gemma3Config(text_config=bare["text_config"]).to_json_string())}
-    assert DecoderConfig.from_hf(ours) == config
+    text: dict[str, Any] = {"num_hidden_layers": 7, "hidden_size": 2560}
+    config = DecoderConfig.from_hf({"model_type": "gemma3", "text_config": text})
+    assert DecoderConfig.from_hf(json.loads(Gemma3Config(text_config=text).to_json_string())) == config
     assert [layer.window for layer in config.layers] == [4096] * 5 + [None, 4096]
     assert config.layers[5].rope == Rope("default", 1e6)
     assert config.layers[0].rope == Rope("default", 1e4)
@@ -53,7 +52,7 @@ def test_omitted_fields_take_their_family_s_defaults() -> None:
 def test_gemma_3_scales_global_layers_only_in_both_spellings() -> None:
     scaling = {"rope_type": "linear", "factor": 8.0}
     old = {"model_type": "gemma3_text", "rope_scaling": scaling, "rope_local_base_freq": 10000.0}
-    new = json.loads(Gemma3TextConfig(rope_scaling=scaling).to_json_string())
+    new = json.loads(Gemma3TextConfig.from_dict({"rope_scaling": scaling}).to_json_string())
     assert DecoderConfig.from_hf(old) == DecoderConfig.from_hf(new)
     assert DecoderConfig.from_hf(old).layers[5].rope == Rope("linear", 1e6, factor=8.0)
     assert DecoderConfig.from_hf(old).layers[0].rope == Rope("default", 1e4)

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_close_is_idempotent_and_final(toy: Callable[[str], Toy]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"device": "cuda"}, {"device": "tpu"}, {"dtype": "fp8"}])
-def test_a_device_or_dtype_that_is_not_there(changes: dict[str, str], toy: Callable[[str], Toy]) -> None:
+def test_a_device_or_dtype_that_is_not_there(changes: dict[str, Any], toy: Callable[[str], Toy]) -> None:
     if changes.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has the device")
     with pytest.raises(ModelError, match=next(iter(changes.values()))):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch.nn import Module
 from transformers import PreTrainedModel
 
 from dormouse.domain.cache_spec import KVFormat
@@ -93,7 +94,8 @@ def save_toy(
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    Module.to(model, dtype)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model
 
 

@@ -1,0 +1,15 @@
+"""The real model. It is fetched once, into the folder that `dormouse serve` uses."""
+
+from __future__ import annotations
+
+import pytest
+
+from dormouse.models.folder import ModelFolder
+from dormouse.models.sources import resolve
+from dormouse.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelFolder:
+    settings = Settings()
+    return resolve("smollm2", settings.models_dir)
