@@ -151,7 +151,7 @@ def _report(rows: list[Row], out: Path, console: Console) -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps(document, indent=2) + "\n")
-    demo_chart(document["agents"], out / "demo.png")  # type: ignore[arg-type]
+    demo_chart(document["agents"], out / "demo.png")
     console.print(f"Written: {out / 'demo.json'} and {out / 'demo.png'}", highlight=False)
 
 

@@ -71,8 +71,14 @@ def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
 def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
     store = BlockStore.open(tmp_path / "data", quota_nbytes=1 << 30)
-    stack = {"store": store, "runtime": runtime, "new_decoder": chat.decode_stream}
-    with opened(tmp_path, **stack, max_queue=2, max_running=2) as client:
+    with opened(
+        tmp_path,
+        store=store,
+        runtime=runtime,
+        new_decoder=chat.decode_stream,
+        max_queue=2,
+        max_running=2,
+    ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
         app = create_app(served, store, max_body_nbytes=100_000)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:

@@ -140,7 +140,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
 
 
 def test_neutral_and_harmless_fields_are_accepted(service: Service) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "n": 1,
         "tools": [],
         "tool_choice": "auto",

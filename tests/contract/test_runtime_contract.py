@@ -63,7 +63,8 @@ def runtime(make: Callable[[], Runtime]) -> Iterator[Runtime]:
 def run(runtime: Runtime, tokens: tuple[int, ...], start: int, table: tuple[int, ...]) -> Logits:
     """Logits after `tokens`, which stand behind `start` computed ones."""
     pages = table[: -(-(start + len(tokens)) // BLOCK)]
-    return runtime.forward(Plan((Chunk(tokens, start, pages, 1),)))[0].copy()
+    logits: Logits = runtime.forward(Plan((Chunk(tokens, start, pages, 1),)))[0].copy()
+    return logits
 
 
 def fill(runtime: Runtime, page: int, payload: bytes) -> None:

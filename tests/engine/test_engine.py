@@ -19,7 +19,7 @@ from dormouse.domain.errors import (
     ShuttingDown,
 )
 from dormouse.domain.plan import Plan
-from dormouse.domain.requests import FinishReason, SamplingParams, TextDelta
+from dormouse.domain.requests import FinishReason, SamplingParams, TextDelta, TokenLogprob
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.fake import VOCAB_SIZE, FakeRuntime, encode
 
@@ -271,7 +271,7 @@ def test_two_requests_of_one_agent_at_once_are_both_answered(tmp_path: Path) -> 
 def test_logprobs_come_with_the_tokens(tmp_path: Path) -> None:
     with opened(tmp_path) as client:
         call = client.submit(LONG, replace(GREEDY, top_logprobs=3))
-        entries = []
+        entries: list[TokenLogprob] = []
         while call.end is None:
             event = call.next()
             if isinstance(event, TextDelta):

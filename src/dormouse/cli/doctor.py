@@ -38,7 +38,7 @@ def doctor(settings: Settings, json: Json = False) -> None:
 def _findings(settings: Settings) -> dict[str, Any]:
     import torch
 
-    from dormouse.runtimes.torch.kernels import describe_kernels
+    from dormouse.runtimes.torch.selection import describe_kernels
 
     memory = psutil.virtual_memory()
     return {
@@ -50,7 +50,7 @@ def _findings(settings: Settings) -> dict[str, Any]:
         "devices": ", ".join(_devices()),
         "threads": torch.get_num_threads(),
         "compiler": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "none",
-        "kernels": describe_kernels(),
+        "kernels": describe_kernels(torch.device("cpu")),
         "data_folder": str(settings.data_dir),
         **_disk(settings.data_dir),
     }

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dormouse.cli.options import Json, with_settings
-from dormouse.cli.output import console, emit_json, friendly_errors, table
+from dormouse.cli.output import emit_json, friendly_errors, table
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
 
@@ -37,7 +37,13 @@ def verify(settings: Settings, json: Json = False) -> None:
     """
     with friendly_errors(), _open(settings) as store:
         report = store.verify()
-    _print(dataclasses.asdict(report), json)
+    found = {
+        "num_blocks": report.num_blocks,
+        "nbytes": report.nbytes,
+        "damaged": [key.hex() for key in report.damaged],
+        "broken_agents": [f"{agent.tenant}: {agent.name}" for agent in report.broken_agents],
+    }
+    _print(found, json)
     if not report.is_clean:
         raise typer.Exit(1)
 
@@ -66,4 +72,3 @@ def _print(document: dict[str, Any], json: bool) -> None:
         emit_json(document)
         return
     table([{"field": key, "value": value} for key, value in document.items()], "")
-    console.print()

@@ -112,6 +112,12 @@ def test_what_the_decoder_lacks_is_refused_by_name(changes: dict[str, Any], name
         parse(**changes)
 
 
+def test_a_null_is_the_default_but_a_null_window_is_none() -> None:
+    assert parse(rope_theta=None, hidden_act=None) == parse()
+    layers = parse(model_type="mistral", sliding_window=None).layers
+    assert [layer.window for layer in layers] == [None, None]
+
+
 def test_canonical_text_tells_configs_apart() -> None:
     assert parse().canonical() == parse(torch_dtype="bfloat16", rope_theta=10000.0).canonical()
     assert parse().canonical() != parse(rope_theta=20000.0).canonical()

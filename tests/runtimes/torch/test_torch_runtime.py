@@ -74,6 +74,7 @@ def test_pages_that_were_never_written_may_hold_anything(toy: Callable[[str], To
         Chunk((1,), 0, (24,), True),
         Chunk((1,), 0, (-1,), True),
         Chunk((1,), 512, (0,) * 33, True),
+        Chunk((1,), 16, (0,), True),
     ],
 )
 def test_a_plan_out_of_range_is_stopped(chunk: Chunk, toy: Callable[[str], Toy]) -> None:

@@ -46,6 +46,20 @@ def test_an_absent_shard_is_named(tmp_path: Path) -> None:
         load_toy(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {"a": "../model.safetensors"}}'])
+def test_an_index_that_is_none_is_a_typed_error(text: str, tmp_path: Path) -> None:
+    save_toy("llama", tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UnsupportedModel, match="index"):
+        load_toy(tmp_path)
+
+
+def test_the_maker_s_own_copy_of_the_weights_is_left_aside(toy: Callable[[str], Toy], tmp_path: Path) -> None:
+    folder = changed(toy("llama")[0], tmp_path, leave)
+    save_file({"layers.0.attention.wq.weight": torch.zeros(1)}, folder / "consolidated.safetensors")
+    assert logits_of(folder) == logits_of(toy("llama")[0])
+
+
 def test_a_folder_without_weights_or_config_says_so(toy: Callable[[str], Toy], tmp_path: Path) -> None:
     with pytest.raises(ModelFilesMissing, match=r"config\.json"):
         load_toy(tmp_path)

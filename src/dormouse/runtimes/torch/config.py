@@ -184,7 +184,9 @@ def _with_defaults(raw: Raw) -> dict[str, Any]:
         raise UnsupportedModel(
             f"model_type {family!r} is not supported; supported are {', '.join(FAMILY_DEFAULTS)} and gemma3"
         )
-    return {**FAMILY_DEFAULTS[family], **raw}
+    # A null stands for the default, except that a null window means none.
+    given = {key: value for key, value in raw.items() if value is not None or key == "sliding_window"}
+    return {**FAMILY_DEFAULTS[family], **given}
 
 
 def _refuse_unsupported(raw: Raw) -> None:

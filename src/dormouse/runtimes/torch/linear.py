@@ -1,13 +1,16 @@
 """Linear layers that are row invariant: a row of the result depends on that row of the input alone.
 
-Measured on CPUs (torch 2.13; a test holds it where it runs): MKL's fp32 products differ below 12 rows and
-oneDNN's at one row, while from `ROW_TILE` rows on, in whole tiles, both are stable. oneDNN's bf16 products
-are the same at any number of rows.
+Libraries choose the order of a sum by the number of rows. Measured with torch 2.13 on an AVX-512 AMD EPYC:
+oneDNN differs at one row when there are more than about 1000 columns, in bf16 as in fp32, though rounding to
+bf16 hides all but one value in thousands; from two rows on it never does. MKL's fp32 products differ below
+12 rows. As another CPU may differ elsewhere, `row_tile` finds out where it runs.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -15,7 +18,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 ROW_TILE = 16
-"""Rows from which fp32 matrix products are row invariant, if there are whole tiles of them."""
+"""Rows of which whole tiles are taken to be safe where nothing was measured."""
+
+_TILES = (1, 2, 4, 8, ROW_TILE)
+_PROBED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 64, 127, 128)
+_MAX_PROBED_OUTPUTS = 1024
+
+log = logging.getLogger(__name__)
 
 
 class Linear(Protocol):
@@ -30,26 +39,28 @@ class Linear(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """oneDNN with the weight reordered once, not in each call: 2 to 3 times faster at few rows."""
+    """oneDNN with the weight reordered once, not in each call: 2 to 3 times faster at few rows.
+
+    `tile`: rows are padded to a multiple of it.
+    """
 
     weight: Tensor
     bias: Tensor | None
-    pads: bool
+    tile: int
     nbytes: int
 
     @classmethod
     def pack(cls, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Reorder `weight` `[out, in]` (bf16 or fp32, on the CPU)."""
-        # The row count is only a hint for the layout; without it one layout serves prefill and decode.
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        return cls(packed, bias, weight.dtype is torch.float32, _nbytes(weight, bias))
+        outputs, columns = weight.shape
+        tile = row_tile(columns, min(outputs, _MAX_PROBED_OUTPUTS), weight.dtype)
+        return cls(_reorder(weight), bias, tile, _nbytes(weight, bias))
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
-        if self.pads:
-            x = pad_rows(x)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return y[:rows] if self.pads else y
+        if rows % self.tile == 0:
+            return _product(x, self.weight, self.bias)
+        return _product(pad_rows(x, self.tile), self.weight, self.bias)[:rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,7 @@ class PlainLinear:
         return _nbytes(self.weight, self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(pad_rows(x), self.weight, self.bias)[: x.shape[0]]
+        return F.linear(pad_rows(x, ROW_TILE), self.weight, self.bias)[: x.shape[0]]
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
@@ -76,10 +87,44 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     return PlainLinear(weight, bias)
 
 
-def pad_rows(x: Tensor) -> Tensor:
-    """`x` `[rows, n]` with zero rows added up to a multiple of `ROW_TILE`."""
-    missing = -x.shape[0] % ROW_TILE
+def pad_rows(x: Tensor, tile: int) -> Tensor:
+    """`x` `[rows, n]` with zero rows added up to a multiple of `tile`."""
+    missing = -x.shape[0] % tile
     return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+@cache
+def row_tile(columns: int, outputs: int, dtype: torch.dtype) -> int:
+    """The least tile in whole multiples of which oneDNN's products are row invariant on this CPU.
+
+    The probe's sums cancel: what is left is rounding error alone, so another order of summing shows in nearly
+    every value, in bf16 too. Takes 0.1 to 0.6 s a shape, once per process.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half = columns // 2
+    weight = torch.randn(outputs, half, generator=generator).to(dtype)
+    x = torch.randn(2 * max(_PROBED_ROWS), half, generator=generator).to(dtype)
+    packed, x = _reorder(torch.cat((weight, -weight), 1)), torch.cat((x, x), 1)
+    whole = _product(x, packed, None)
+    differing = [
+        count for count in _PROBED_ROWS if not torch.equal(_product(x[:count], packed, None), whole[:count])
+    ]
+    for tile in _TILES:
+        if not any(count % tile == 0 for count in differing):
+            return tile
+    log.warning("products of %d columns in %s differ with %s rows; sleep may show", columns, dtype, differing)
+    return ROW_TILE
+
+
+def _reorder(weight: Tensor) -> Tensor:
+    # The row count is only a hint for the layout; without it one layout serves prefill and decode.
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return packed
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return y
 
 
 def _nbytes(weight: Tensor, bias: Tensor | None) -> int:

@@ -132,7 +132,7 @@ class TorchRuntime:
         parts = self._parts()
         if not plan.chunks:
             return np.empty((0, self._spec.vocab_size), dtype=np.float32)
-        _check(plan, self._spec, self._num_pages)
+        _check(plan, self._spec, self._num_pages, self._cache.block_size)
         arena = parts.arena.memory
         with torch.inference_mode():
             step = Step.from_plan(plan, self._cache.block_size, arena.device)
@@ -221,10 +221,11 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check(plan: Plan, spec: ModelSpec, num_pages: int) -> None:
+def _check(plan: Plan, spec: ModelSpec, num_pages: int, block_size: int) -> None:
     """Hold the engine to its side: an index out of range would read or write another sequence's memory."""
     for chunk in plan.chunks:
         assert chunk.tokens, chunk
         assert 0 <= min(chunk.tokens) <= max(chunk.tokens) < spec.vocab_size, chunk.tokens
         assert 0 <= min(chunk.pages) <= max(chunk.pages) < num_pages, chunk.pages
-        assert 0 <= chunk.start < chunk.end <= spec.context_length, (chunk.start, chunk.end)
+        last = min(spec.context_length, len(chunk.pages) * block_size)
+        assert 0 <= chunk.start < chunk.end <= last, (chunk.start, chunk.end, last)

@@ -17,6 +17,18 @@ from dormouse.runtimes.torch.reference import ReferenceKernels
 
 NATIVE_MODULE = "dormouse._native"
 NATIVE_FRONT = "dormouse.runtimes.torch.native"
+NO_NATIVE = "DORMOUSE_NO_NATIVE"
+
+
+def describe_kernels(device: torch.device) -> str:
+    """Which kernels `device` gets and why, for people: begins with `native` or with `reference`."""
+    if (native := _native(device)) is not None:
+        return f"native ({native.isa()})"
+    if device.type != "cpu":
+        return f"reference: there are no native kernels for {device.type}"
+    if os.environ.get(NO_NATIVE):
+        return f"reference: {NO_NATIVE} is set"
+    return "reference: this installation has no native module (no C++ compiler when it was installed)"
 
 
 def load_kernels(cache: CacheSpec, device: torch.device) -> Kernels:
@@ -45,7 +57,7 @@ def _native(device: torch.device) -> Any:
     `DORMOUSE_NO_NATIVE` set to anything asks for the reference. A native module that is there but does not
     load is an error (ImportError), not a slow server.
     """
-    if device.type != "cpu" or os.environ.get("DORMOUSE_NO_NATIVE"):
+    if device.type != "cpu" or os.environ.get(NO_NATIVE):
         return None
     if not all(importlib.util.find_spec(name) for name in (NATIVE_MODULE, NATIVE_FRONT)):
         return None

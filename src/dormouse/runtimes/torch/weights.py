@@ -33,17 +33,31 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The model's safetensors files in name order. Raises ModelFilesMissing, naming what is not there."""
-    index = folder / INDEX
+    """The model's safetensors files in name order.
+
+    Raises ModelFilesMissing, naming what is not there, and UnsupportedModel for an index that is not one.
+    """
+    index, single = folder / INDEX, folder / "model.safetensors"
     if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
+        files = [folder / name for name in _indexed_names(index)]
+    elif single.is_file():
+        files = [single]  # beside it some folders keep the same weights in their maker's own layout
     else:
         files = sorted(folder.glob("*.safetensors"))
     absent = [file.name for file in files if not file.is_file()]
     if absent or not files:
         raise ModelFilesMissing(f"{folder} lacks {', '.join(absent) or 'safetensors weights'}")
     return files
+
+
+def _indexed_names(index: Path) -> list[str]:
+    try:
+        names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, LookupError, TypeError, AttributeError) as exc:
+        raise UnsupportedModel(f"{index} is not an index of safetensors files") from exc
+    if any(Path(name).name != name for name in names):
+        raise UnsupportedModel(f"{index} names files outside of its folder")
+    return sorted(names)
 
 
 class Checkpoint:
@@ -59,6 +73,9 @@ class Checkpoint:
                 raise UnsupportedModel(f"{path} is not a whole safetensors file: {exc}") from exc
             self._files.update(dict.fromkeys(file.keys(), file))
         self._stored_names = {_short_name(name): name for name in self._files}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored_names
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -197,7 +214,7 @@ class DecoderLoader:
     def _linear(self, *names: str) -> Linear:
         """One layer that gives the outputs of all `names`, one after the other."""
         weight = torch.cat([self._tensor(f"{name}.weight") for name in names])
-        has_bias = f"{names[0]}.bias" in self._checkpoint.shapes
+        has_bias = f"{names[0]}.bias" in self._checkpoint
         bias = torch.cat([self._tensor(f"{name}.bias") for name in names]) if has_bias else None
         linear = make_linear(weight, bias)
         self.nbytes += linear.nbytes
