@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import psutil
@@ -45,8 +46,12 @@ class Stack:
         folder = resolve(settings.model, settings.models_dir, on_progress=on_progress)
         store = BlockStore.open(settings.data_dir, quota_nbytes=int(settings.disk_quota_gb * 1e9))
         try:
-            chat = ChatModel.load(folder)
-            runtime = load_runtime(settings, folder)
+            # In a thread that ends: OpenMP keeps the workers of each thread that ever computed, and
+            # with more of them than cores it puts every barrier to sleep (decode was 1.5 times slower).
+            with ThreadPoolExecutor(1) as loader:
+                loading = loader.submit(load_runtime, settings, folder)
+                chat = ChatModel.load(folder)
+                runtime = loading.result()
         except BaseException:
             store.close()
             raise

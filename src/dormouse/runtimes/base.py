@@ -41,7 +41,8 @@ class Runtime(Protocol):
     def forward(self, plan: Plan) -> Logits:
         """Write the KV of the plan's tokens into their pages and return the wanted logits.
 
-        Blocks until the device is done; the result is the caller's to keep and change.
+        Blocks until the device is done; the result is the caller's to keep and change. Rows that are
+        NaN are returned as they are: whose they are is for the caller to judge.
         """
 
     def page_buffer(self, page: int) -> memoryview:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dormouse.runtimes.torch.config import DecoderConfig
-from dormouse.runtimes.torch.kernels import Kernels, RowOps
+from dormouse.runtimes.torch.kernels import AttentionBatch, Kernels, RowOps
 from dormouse.runtimes.torch.linear import Linear
 from dormouse.runtimes.torch.rope import RopeTable
 from dormouse.runtimes.torch.step import Step
@@ -74,8 +74,15 @@ class Pass:
             x *= decoder.embedding_scale
         y = self._norm(x, decoder.layers[0].input_norm)
         following = [*(layer.input_norm for layer in decoder.layers[1:]), decoder.final_norm]
+        batch = self._step.attention
         for index, (layer, next_norm) in enumerate(zip(decoder.layers, following, strict=True)):
-            y = self._attention(index, layer, y)
+            q = self._write_kv(index, layer, y)
+            if next_norm is decoder.final_norm:
+                batch, rows = self._step.logit_attention, self._step.logit_rows
+                if not len(rows):
+                    return x.new_empty((0, self._config.vocab_size), dtype=torch.float32)
+                q, x = q[rows], x[rows]
+            y = self._attention(index, layer, q, batch)
             if layer.attention_output_norm is not None:
                 y = self._norm(y, layer.attention_output_norm)
             y = self._add_norm(y, x, layer.mlp_norm)
@@ -83,10 +90,10 @@ class Pass:
             if layer.mlp_output_norm is not None:
                 y = self._norm(y, layer.mlp_output_norm)
             y = self._add_norm(y, x, next_norm)
-        return decoder.head(y[self._step.logit_rows]).float()
+        return decoder.head(y).float()
 
-    def _attention(self, index: int, layer: Layer, x: Tensor) -> Tensor:
-        """`x` and the result are `[rows, hidden]`."""
+    def _write_kv(self, index: int, layer: Layer, x: Tensor) -> Tensor:
+        """Store K and V of `x` `[rows, hidden]`; gives its q `[rows, heads, head_dim]`."""
         config, step = self._config, self._step
         heads, rotated = config.num_heads, config.num_heads + config.num_kv_heads
         qkv = layer.qkv(x).view(x.shape[0], -1, config.head_dim)
@@ -101,9 +108,12 @@ class Pass:
             table = self._decoder.rope_tables[layer.rope]
             self._ops.rope_(qk, table.cos, table.sin, step.positions)
         self._kernels.write_kv(self._arena, index, qk[:, heads:], v, step.slots)
-        y = self._kernels.attend(
-            self._arena, index, qk[:, :heads], step.attention, config.attention_scale, layer.window
-        )
+        return qk[:, :heads]
+
+    def _attention(self, index: int, layer: Layer, q: Tensor, batch: AttentionBatch) -> Tensor:
+        """What the rows of `batch` make of their past, `[rows, hidden]`."""
+        scale = self._config.attention_scale
+        y = self._kernels.attend(self._arena, index, q, batch, scale, layer.window)
         return layer.o(y.flatten(1))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from dormouse.runtimes.torch.kernels import AttentionBatch
 class Step:
     """`token_ids`, `positions` and `slots` are int64 `[rows]`; `slots` as in `Kernels.write_kv`.
 
-    `logit_rows` are the rows whose logits are wanted, int64 `[wanted]`.
+    `logit_rows` are the rows whose logits are wanted, int64 `[wanted]`, and `logit_attention` is the
+    batch of these rows alone: behind the last layer's K and V no other row is of use.
     """
 
     token_ids: Tensor
@@ -25,6 +26,7 @@ class Step:
     slots: Tensor
     logit_rows: Tensor
     attention: AttentionBatch
+    logit_attention: AttentionBatch
 
     @classmethod
     def from_plan(cls, plan: Plan, block_size: int, device: torch.device) -> Step:
@@ -41,8 +43,12 @@ class Step:
         positions = np.arange(num_rows) + np.repeat(starts - offsets[:-1], lengths)
         pages = page_table[owners, positions // block_size].astype(np.int64)
         tokens = chain.from_iterable(chunk.tokens for chunk in chunks)
-        ends = zip(offsets[1:].tolist(), chunks, strict=True)
-        wanted = [row for end, chunk in ends for row in range(end - chunk.num_logits, end)]
+        num_logits = np.array([chunk.num_logits for chunk in chunks])
+        wanting = num_logits > 0
+        ends = zip(offsets[1:].tolist(), num_logits.tolist(), strict=True)
+        wanted = [row for end, count in ends for row in range(end - count, end)]
+        logit_starts = (starts + lengths - num_logits).astype(np.int32)[wanting]
+        logit_offsets = np.concatenate(([0], num_logits[wanting].cumsum())).astype(np.int32)
 
         def on_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -53,4 +59,7 @@ class Step:
             slots=on_device(pages * block_size + positions % block_size),
             logit_rows=on_device(np.array(wanted, dtype=np.int64)),
             attention=AttentionBatch(on_device(offsets), on_device(starts), on_device(page_table)),
+            logit_attention=AttentionBatch(
+                on_device(logit_offsets), on_device(logit_starts), on_device(page_table[wanting])
+            ),
         )
