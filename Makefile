@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+OUT ?= build/bench
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve demo test lint format docs bench coverage clean
@@ -41,10 +42,12 @@ format: install ## Format the code
 docs: install ## Generate the pages that come from the code
 	@$(BIN)/python -m docs.generate
 
-bench: install ## Prefill, decode and wake figures of this machine
-	@$(BIN)/dormouse bench prefill
-	@$(BIN)/dormouse bench decode
-	@$(BIN)/dormouse bench wake
+bench: install ## Prefill, decode, wake and memory figures of this machine, as JSON in OUT
+	@mkdir -p $(OUT)
+	$(BIN)/dormouse bench prefill --json > $(OUT)/prefill.json
+	$(BIN)/dormouse bench decode --json > $(OUT)/decode.json
+	$(BIN)/dormouse bench wake --json > $(OUT)/wake.json
+	$(BIN)/python -m benchmarks.memory > $(OUT)/memory.json
 
 coverage: install ## Branch coverage of the tests
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -129,17 +129,17 @@ def _texts(turns: list[Turn]) -> list[str]:
 
 def _report(rows: list[Row], out: Path, console: Console) -> None:
     table = Table(title="Five agents, one SIGKILL" if len(rows) == 5 else None)
-    for heading in ("agent", "context", "cold", "after the restart", "ratio", "cached tokens", "same reply"):
+    for heading in ("agent", "tokens", "cold", "restarted", "ratio", "cached", "same reply"):
         table.add_column(heading, justify="left" if heading == "agent" else "right")
     for row in rows:
         figures = row.as_json()
         table.add_row(
             row.agent,
-            f"{figures['cold_prompt_tokens']} tokens",
+            str(figures["cold_prompt_tokens"]),
             f"{figures['cold_ttft_ms']:.0f} ms",
             f"{figures['wake_ttft_ms']:.0f} ms",
             f"{figures['ratio']:.1f}x",
-            f"{figures['cached_tokens']} of {figures['prompt_tokens']}",
+            f"{figures['cached_tokens']}/{figures['prompt_tokens']}",
             "[green]yes[/]" if row.is_equal else "[bold red]NO[/]",
         )
     console.print(table)

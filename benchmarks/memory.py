@@ -1,0 +1,74 @@
+"""Resident memory of a server over many requests of more agents than its arena holds.
+
+`python -m benchmarks.memory`: 200 requests by 50 agents, one after the other, on an arena that holds 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.conversation import Conversation
+from benchmarks.server import serve
+from dormouse.bench.machine import describe
+
+CONTEXT_TOKENS = 1024
+CHARS_PER_TOKEN = 4.5
+
+
+def main() -> int:
+    """Print one JSON row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--agents", type=int, default=50)
+    parser.add_argument("--held", type=int, default=5, help="agents that the arena holds")
+    options = parser.parse_args()
+    row = measure(options.requests, options.agents, options.held)
+    sys.stdout.write(json.dumps(row, indent=2) + "\n")
+    return 0
+
+
+def measure(num_requests: int, num_agents: int, held: int) -> dict[str, Any]:
+    """Resident memory in MiB after each request; growth is from the first full round to the end."""
+    flags = ("--arena-tokens", str(held * (CONTEXT_TOKENS + 128)))
+    samples: list[float] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="dormouse-memory-") as folder,
+        serve(Path(folder), *flags) as server,
+        server.client() as client,
+    ):
+        process = psutil.Process(server.pid)
+        for number in range(num_requests):
+            name = f"agent-{number % num_agents}"
+            Conversation(name).say(client, _context(name), max_tokens=8)
+            samples.append(process.memory_info().rss / 2**20)
+        engine = client.get("/health").json()["engine"]
+    settled = samples[num_agents - 1]
+    return {
+        "benchmark": "memory",
+        "requests": num_requests,
+        "agents": num_agents,
+        "arena_holds": held,
+        "resident_mib_after_first_round": round(settled, 1),
+        "resident_mib_at_end": round(samples[-1], 1),
+        "growth_percent": round(100 * (samples[-1] / settled - 1), 2),
+        "peak_over_settled_percent": round(100 * (max(samples[num_agents:]) / settled - 1), 2),
+        "disk_tokens": engine["disk_tokens"],
+        "computed_tokens": engine["computed_tokens"],
+        "machine": describe(),
+    }
+
+
+def _context(name: str) -> str:
+    line = f"{name} remembers a long list of things. "
+    return line * int(CONTEXT_TOKENS * CHARS_PER_TOKEN / len(line))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
