@@ -64,7 +64,8 @@ def _announce(settings: Settings, stack: Stack, url: str, seconds: float) -> Non
         ("ready", f"{url} after {seconds:.1f} s"),
     ):
         console.print(f"[bold]{label:>10}[/]  {value}", highlight=False, soft_wrap=True)
-    body = {"model": served.name, "messages": [{"role": "user", "content": _QUESTION}], "max_tokens": 32}
+    messages = [{"role": "user", "content": _QUESTION}]
+    body = {"model": served.name, "messages": messages, "temperature": 0, "max_tokens": 32}
     console.print(
         f"\ncurl {url}/v1/chat/completions -H 'content-type: application/json' -H 'x-agent-id: me' "
         f"-d '{json.dumps(body)}'\n",
