@@ -52,6 +52,7 @@ def test_a_stream_says_the_same(service: Service) -> None:
         "finish_reason": "length",
     }
     assert chunks[-1]["choices"] == []
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert chunks[-1]["usage"]["completion_tokens"] == 8
 
 

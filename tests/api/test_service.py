@@ -125,6 +125,29 @@ def test_a_disconnect_aborts(service: Service, gated: GatedRuntime, stream: bool
 
 
 @pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
+def test_a_disconnect_in_decode_aborts_and_keeps_what_was_said(service: Service, gated: GatedRuntime) -> None:
+    body = {
+        "model": "fake",
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": True,
+        "prompt_cache_key": "a",
+    }
+    gated.allow.release(3)
+    with (
+        httpx.Client(base_url=service.url) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        assert '"role":"assistant"' in next(answer.iter_lines())
+        for _ in range(4):  # the prompt, two tokens, and the step that the client does not wait for
+            assert gated.started.acquire(timeout=WAIT_S)
+    gated.run_freely()
+    service.chat("another")
+    assert service.http.get("/health").json()["engine"]["generated_tokens"] < 100
+    kept = service.http.get("/v1/agents/a").json()["tokens"]
+    assert len("user: hello\nassistant: ") + 3 <= kept < 100
+
+
+@pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
 def test_the_end_of_the_server_ends_streams_with_an_error(service: Service, gated: GatedRuntime) -> None:
     body = {"model": "fake", "messages": [{"role": "user", "content": "hello"}], "stream": True}
     with service.http.stream("POST", "/v1/chat/completions", json=body) as answer:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dormouse.domain.blocks import BlockKey
 from dormouse.domain.errors import AgentNotFound
 from dormouse.runtimes.fake import FakeRuntime
 from dormouse.store.block_store import BlockStore
+from dormouse.store.file_ops import FileOps
 
 TURNS = ("The first turn of a talk that is long enough. ", " And a second turn. ", " Then a third. ")
 Between = Callable[[Client], None]
@@ -169,6 +171,25 @@ def test_a_hung_read_is_given_up_and_its_page_kept(tmp_path: Path, monkeypatch: 
         assert store.flush()
 
 
+def test_a_block_that_cannot_be_read_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may refuse for reasons that say nothing of the block; asking again at once would not end."""
+    with opened(tmp_path / "s") as client:
+        text, _ = client.ask(TURNS[0], agent="a")
+    store = BlockStore.open(tmp_path / "s", quota_nbytes=1 << 30)
+    tried: list[BlockKey] = []
+
+    def load(key: BlockKey, into: memoryview, done: Callable[[Exception | None], None]) -> None:
+        del into
+        tried.append(key)
+        done(OSError(errno.EMFILE, "too many open files"))
+
+    monkeypatch.setattr(store, "load", load)
+    with opened(tmp_path / "s", store=store) as client:
+        again, finished = client.ask(TURNS[0], agent="a")
+    assert (again, finished.usage.cached_tokens) == (text, 0)
+    assert len(tried) == len(set(tried)) > 0
+
+
 def test_a_sleeping_request_can_be_aborted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path / "s") as client:
         client.ask(TURNS[0], agent="a")
@@ -195,6 +216,37 @@ def test_persistence_resumes_by_itself(tmp_path: Path, monkeypatch: pytest.Monke
     with opened(tmp_path / "s") as client:
         _, computed = talk(client, "a", TURNS[2:], past)
     assert computed == [len("a: " + TURNS[2]) + 1]
+
+
+class FullDisk(FileOps):
+    """Refuses to write while it is full."""
+
+    def __init__(self) -> None:
+        self.is_full = True
+
+    def write(self, fd: int, parts: Sequence[bytes]) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        super().write(fd, parts)
+
+
+def test_a_full_disk_costs_durability_only_and_saving_resumes(tmp_path: Path, expected: str) -> None:
+    disk = FullDisk()
+    store = BlockStore.open(tmp_path / "s", quota_nbytes=1 << 30, file_ops=disk)
+    with opened(tmp_path / "s", store=store) as client:
+        past, _ = talk(client, "a", TURNS[:1])
+        assert not store.flush()
+        assert [reason.code for reason in store.health()] == ["disk_full"]
+        assert store.agent("default", "a").durable_tokens == 0
+        disk.is_full = False
+        past, computed = talk(client, "a", TURNS[1:2], past)
+        assert computed == [len("a: " + TURNS[1]) + 1], "memory had it all the while"
+        assert store.flush()
+        assert store.health() == ()
+        agent = store.agent("default", "a")
+        assert agent.durable_tokens == agent.num_tokens - 1
+        past, _ = talk(client, "a", TURNS[2:], past)
+    assert past == expected
 
 
 def test_sync_answers_when_it_is_on_disk(tmp_path: Path) -> None:

@@ -31,11 +31,12 @@ AgentHeader = Annotated[str | None, Header(alias="x-agent-id")]
 class _Dialect:
     """How chat completions and completions differ on the wire."""
 
-    def __init__(self, served: ServedModel, *, chat: bool, logprobs: bool) -> None:
+    def __init__(self, served: ServedModel, body: GenerationBody, *, chat: bool, logprobs: bool) -> None:
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._served = served
         self._chat = chat
         self._logprobs = logprobs
+        self._includes_usage = body.includes_usage
         self._created = int(time.time())
         self._offset = 0
 
@@ -63,10 +64,10 @@ class _Dialect:
         logprobs = self._render(delta.logprobs) if delta.logprobs else None
         return self._chunk({"content": delta.text}, None, logprobs, delta.text)
 
-    def last(self, finished: Finished, *, with_usage: bool) -> list[dict[str, Any]]:
+    def last(self, finished: Finished) -> list[dict[str, Any]]:
         """What a stream ends with."""
         chunks = [self._chunk({}, finished.reason.value)]
-        if with_usage:
+        if self._includes_usage:
             chunks.append(self._object(".chunk", [], usage(finished.usage)))
         return chunks
 
@@ -92,7 +93,9 @@ class _Dialect:
             "system_fingerprint": self._served.fingerprint,
             "choices": choices,
         }
-        return body if used is None else body | {"usage": used}
+        # In a stream that ends with usage, every other chunk says that it has none.
+        says_usage = used is not None or (suffix and self._includes_usage)
+        return body | {"usage": used} if says_usage else body
 
     def _render(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
         if not self._logprobs:
@@ -127,7 +130,7 @@ def router(served: ServedModel) -> APIRouter:
         _check_model(served, body.model)
         prompt = await asyncio.to_thread(served.chat.render, body.rendered(), **body.chat_template_kwargs)
         top = (body.top_logprobs or 0) if body.logprobs else None
-        dialect = _Dialect(served, chat=True, logprobs=top is not None)
+        dialect = _Dialect(served, body, chat=True, logprobs=top is not None)
         limit = body.max_completion_tokens or body.max_tokens
         return await _answer(served, dialect, body, prompt, limit, top, x_agent_id, http)
 
@@ -139,7 +142,7 @@ def router(served: ServedModel) -> APIRouter:
         _check_model(served, body.model)
         prompt = body.single_prompt()
         tokens = await asyncio.to_thread(served.chat.encode, prompt) if isinstance(prompt, str) else prompt
-        dialect = _Dialect(served, chat=False, logprobs=body.logprobs is not None)
+        dialect = _Dialect(served, body, chat=False, logprobs=body.logprobs is not None)
         # OpenAI's default of this older route; a chat may run to the end of its context.
         limit = body.max_tokens or 16
         return await _answer(served, dialect, body, tokens, limit, body.logprobs, x_agent_id, http)
@@ -185,7 +188,7 @@ async def _answer(
     )
     served.engine.submit(request)
     if body.stream:
-        return sse.stream(_frames(served, dialect, request, sink, with_usage=body.includes_usage))
+        return sse.stream(_frames(served, dialect, request, sink))
     collected = await gather(served.engine, request, sink, http)
     if collected is None:
         return Response(status_code=_CLIENT_GONE)
@@ -193,7 +196,7 @@ async def _answer(
 
 
 async def _frames(
-    served: ServedModel, dialect: _Dialect, request: Request, sink: Sink, *, with_usage: bool
+    served: ServedModel, dialect: _Dialect, request: Request, sink: Sink
 ) -> AsyncGenerator[str, None]:
     async with contextlib.aclosing(events(served.engine, request, sink)) as stream:
         for chunk in dialect.first():
@@ -208,7 +211,7 @@ async def _frames(
                 # the stream would pass for a whole reply.
                 yield sse.data(errors.envelope(event.error))
             else:
-                for chunk in dialect.last(event, with_usage=with_usage):
+                for chunk in dialect.last(event):
                     yield sse.data(chunk)
                 yield sse.DONE
 

@@ -19,10 +19,11 @@ from dormouse.domain.errors import DeadlineExceeded, DormouseError, EngineDead
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.requests import Failed, Finished, FinishReason, Request, TextDelta
 from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
+from dormouse.engine.loads import Load
 from dormouse.engine.pool import Pool
 from dormouse.engine.sampler import Row, Sampler
 from dormouse.engine.saver import Saver
-from dormouse.engine.scheduler import Load, Scheduler, Step
+from dormouse.engine.scheduler import Scheduler, Step
 from dormouse.engine.sequence import Sequence
 from dormouse.runtimes.base import Logits, Runtime
 from dormouse.store.block_store import BlockStore

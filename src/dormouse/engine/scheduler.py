@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, common_prefix
 from dormouse.domain.plan import Chunk, Plan
+from dormouse.engine.loads import Load, Loads
 from dormouse.engine.pool import Pool
 from dormouse.engine.sequence import Sequence, State
 from dormouse.store.block_store import BlockStore
@@ -25,23 +26,6 @@ class Copy:
     source: int
     target: int
     num_tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class Load:
-    """A block on its way from the store into `page`, which the load references until it returns.
-
-    `shared`: the whole block is wanted, by any number of sequences, and will be registered; otherwise
-    its head goes on in the private page of one sequence. `overdue` once nobody waits for it any more.
-    """
-
-    namespace: Namespace
-    link: Link
-    page: int
-    deadline: float
-    shared: bool
-    waiters: list[Sequence] = field(default_factory=list)
-    overdue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +83,8 @@ class Scheduler:
         self._block_size = block_size
         self._token_budget = token_budget
         self._max_running = max_running
-        self._load_timeout_s = load_timeout_s
-        self._loads: dict[int, Load] = {}
-        self._shared_loads: dict[BlockKey, Load] = {}
-        self._stuck: set[BlockKey] = set()
+        self._loads = Loads(pool, store, load_timeout_s)
         self._copies: list[Copy] = []
-        self._new_loads: list[Load] = []
         self._preempted: list[Tail] = []
 
     @property
@@ -119,8 +99,8 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When a sequence or a load is to be given up, on the monotonic clock."""
-        loads = (load.deadline for load in self._loads.values() if not load.overdue)
-        return min((*loads, *(s.deadline for s in self.sequences)), default=None)
+        moments = [self._loads.next_deadline, *(s.deadline for s in self.sequences)]
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -128,7 +108,8 @@ class Scheduler:
 
     def schedule(self, now: float) -> Step:
         """Grow what runs, admit what fits beside it, and plan one step."""
-        self._give_up_loads(now)
+        for sequence in self._loads.give_up(now):
+            self._requeue(sequence)
         # Growth first: it may preempt, and what was just admitted has copies still to come.
         self._grow()
         self._admit(now)
@@ -136,11 +117,11 @@ class Scheduler:
         step = Step(
             tuple(self._preempted),
             tuple(self._copies),
-            tuple(self._new_loads),
+            self._loads.take_new(),
             Plan(tuple(chunk for _, chunk in chunks)),
             tuple(sequence for sequence, _ in chunks),
         )
-        self._preempted, self._copies, self._new_loads = [], [], []
+        self._preempted, self._copies = [], []
         return step
 
     def copied(self, copy: Copy) -> None:
@@ -148,21 +129,9 @@ class Scheduler:
         self.pool.free(copy.source)
 
     def loaded(self, load: Load, *, ok: bool) -> None:
-        """A read returned. After a failed one the store has forgotten the block, so its sequences
-        look again and compute what is missing."""
-        del self._loads[load.page]
-        self._stuck.discard(load.link.key)
-        if load.shared:
-            del self._shared_loads[load.link.key]
-            if ok:
-                self.pool.register(load.page, load.namespace, load.link)
-        waiters, load.waiters = load.waiters, []
-        for sequence in waiters:
-            if not ok:
-                self._requeue(sequence)
-            elif not any(sequence in other.waiters for other in self._loads.values()):
-                sequence.state = State.RUNNING
-        self.pool.free(load.page)
+        """A read returned; if it failed, those who waited compute what is missing."""
+        for sequence in self._loads.returned(load, ok=ok):
+            self._requeue(sequence)
 
     def computed(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, Link]]:
         """Count computed tokens; names, registers and returns the blocks that they filled."""
@@ -201,7 +170,7 @@ class Scheduler:
             self.pool.share(page)
         num_pages = self._num_pages(sequence)
         shared = sum(
-            page is not None or sequence.link(index).key in self._shared_loads
+            page is not None or self._loads.is_reading(sequence.link(index).key)
             for index, page in enumerate(match.pages)
         )
         fresh = num_pages - shared
@@ -224,7 +193,7 @@ class Scheduler:
         for index, found in enumerate(match.pages):
             if found is None:
                 from_disk += self._block_size
-                found = self._read_block(sequence, sequence.link(index), now)
+                found = self._loads.read_block(sequence, sequence.link(index), now)
             sequence.pages.append(found)
         while len(sequence.pages) < num_pages:
             sequence.pages.append(self.pool.allocate())
@@ -234,36 +203,13 @@ class Scheduler:
                 self._copies.append(Copy(match.head_page, target, match.head_tokens))
             else:
                 from_disk += match.head_tokens
-                self._read_head(sequence, match.head, target, now)
+                self._loads.read_head(sequence, match.head, target, now)
+        if from_disk:
+            sequence.state = State.LOADING
         if not sequence.was_admitted:
             sequence.was_admitted = True
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
-
-    def _read_block(self, sequence: Sequence, link: Link, now: float) -> int:
-        """Wait for a whole block, which is read once for all who want it; returns its page."""
-        load = self._shared_loads.get(link.key)
-        if load is None:
-            load = self._start(sequence, link, self.pool.allocate(), now, shared=True)
-            self._shared_loads[link.key] = load
-        else:
-            load.waiters.append(sequence)
-            sequence.state = State.LOADING
-        self.pool.share(load.page)
-        return load.page
-
-    def _read_head(self, sequence: Sequence, link: Link, page: int, now: float) -> None:
-        """Wait for a block whose head goes on in the private `page`."""
-        self.pool.share(page)
-        self._start(sequence, link, page, now, shared=False)
-
-    def _start(self, sequence: Sequence, link: Link, page: int, now: float, *, shared: bool) -> Load:
-        deadline = now + self._load_timeout_s
-        load = Load(sequence.namespace, link, page, deadline, shared, [sequence])
-        sequence.state = State.LOADING
-        self._loads[page] = load
-        self._new_loads.append(load)
-        return load
 
     def _match(self, sequence: Sequence) -> _Match:
         """The longest known prefix, short of the last token, whose logits are still to be computed."""
@@ -273,7 +219,7 @@ class Scheduler:
         for index in range(limit // self._block_size):
             key = sequence.link(index).key
             page = self.pool.find(key)
-            if page is None and not self._is_readable(key):
+            if page is None and not self._loads.is_readable(key):
                 break
             match.pages.append(page)
             parent = key
@@ -290,11 +236,8 @@ class Scheduler:
             match.head_page, match.head, match.head_tokens = found
         for link in self._store.children(namespace, parent, rest[0]):
             length = common_prefix(link.tokens, rest)
-            if length > match.head_tokens and self._is_readable(link.key):
+            if length > match.head_tokens and self._loads.is_readable(link.key):
                 match.head, match.head_page, match.head_tokens = link, None, length
-
-    def _is_readable(self, key: BlockKey) -> bool:
-        return key not in self._stuck and self._store.contains(key)
 
     # -- growth and pressure -------------------------------------------------------------------
 
@@ -328,11 +271,8 @@ class Scheduler:
         """Give a sequence's pages back, tail first, after naming its unfinished block."""
         tail = None
         if sequence.state is State.LOADING:
-            # Nothing is computed yet, and the loads go on: they keep the pages they read into.
+            self._loads.forget(sequence)
             sequence.num_computed = 0
-            for load in self._loads.values():
-                if sequence in load.waiters:
-                    load.waiters.remove(sequence)
         elif (link := sequence.tail()) is not None:
             page = sequence.pages[sequence.num_sealed]
             self.pool.register(page, sequence.namespace, link)
@@ -341,15 +281,6 @@ class Scheduler:
             self.pool.free(page)
         sequence.pages = []
         return tail
-
-    def _give_up_loads(self, now: float) -> None:
-        """Sequences stop waiting for reads that hang; a hung read keeps its page until it returns."""
-        for load in list(self._loads.values()):
-            if not load.overdue and load.deadline <= now:
-                load.overdue = True
-                self._stuck.add(load.link.key)
-                for sequence in list(load.waiters):
-                    self._requeue(sequence)
 
     # -- the plan ------------------------------------------------------------------------------
 
