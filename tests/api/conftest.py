@@ -17,7 +17,7 @@ from tests.engine.harness import opened
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dormouse.api.app import create_app
-from dormouse.api.server import Server
+from dormouse.api.server import Server, bind
 from dormouse.engine.engine import Engine
 from dormouse.models.chat import ChatModel
 from dormouse.models.chat_template import ChatTemplate
@@ -89,8 +89,9 @@ def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
 def running(app: FastAPI, engine: Engine) -> Iterator[str]:
     """The server in a thread of its own; ended at the end."""
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
-    server = Server(app, engine, host="127.0.0.1", port=0, grace_s=0, on_ready=ready.put)
-    thread = threading.Thread(target=server.run)
+    listener = bind("127.0.0.1", 0)
+    server = Server(app, engine, grace_s=0, on_ready=ready.put)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         yield ready.get(timeout=20)
@@ -98,3 +99,4 @@ def running(app: FastAPI, engine: Engine) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+        listener.close()

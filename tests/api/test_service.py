@@ -10,6 +10,8 @@ import httpx
 import pytest
 from tests.api.conftest import Service
 
+from dormouse.api.server import bind
+from dormouse.domain.errors import CannotListen
 from dormouse.domain.plan import Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.fake import FakeRuntime
@@ -64,6 +66,15 @@ def test_agents_are_listed_shown_and_deleted(service: Service) -> None:
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "agent_not_found")
     assert service.http.delete("/v1/agents/a/b").status_code == 404
     assert [agent["id"] for agent in service.http.get("/v1/agents").json()["data"]] == ["ünï"]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "hint"), [("127.0.0.1", None, "--port"), ("no.such.host.invalid", 0, "--host")]
+)
+def test_an_address_that_is_not_to_be_had(service: Service, host: str, port: int | None, hint: str) -> None:
+    taken = int(service.url.rsplit(":", 1)[1])
+    with pytest.raises(CannotListen, match=hint):
+        bind(host, taken if port is None else port)
 
 
 def test_health_is_ok(service: Service) -> None:

@@ -13,9 +13,33 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from dormouse.domain.errors import CannotListen
 from dormouse.engine.engine import Engine
 
 log = logging.getLogger(__name__)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at the address, not listening yet: clients are refused until the server is ready.
+
+    Raises CannotListen.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CannotListen(
+            f"{host} is no address of this machine ({error}); choose another --host"
+        ) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise CannotListen(
+            f"cannot serve on {host}:{port} ({error.strerror}); stop what uses it or choose another --port"
+        ) from error
+    return bound
 
 
 class Server(uvicorn.Server):
@@ -28,16 +52,12 @@ class Server(uvicorn.Server):
         app: FastAPI,
         engine: Engine,
         *,
-        host: str,
-        port: int,
         grace_s: float,
         on_ready: Callable[[str], None],
     ) -> None:
         # Requests end by the engine's grace; uvicorn's own bound is only for connections that hang.
         config = uvicorn.Config(
             app,
-            host=host,
-            port=port,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(grace_s) + 10,

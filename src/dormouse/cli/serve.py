@@ -29,23 +29,24 @@ def serve(settings: Settings) -> None:
 def _run(settings: Settings) -> None:
     # The web stack is imported here, so that the other commands start at once.
     from dormouse.api.app import create_app
-    from dormouse.api.server import Server
+    from dormouse.api.server import Server, bind
 
     started = time.monotonic()
-    with progress_bar() as on_progress:
-        stack = Stack.open(settings, on_progress)
-    try:
-        server = Server(
-            create_app(stack.served, stack.store, max_body_nbytes=int(settings.max_body_mb * 1e6)),
-            stack.served.engine,
-            host=settings.host,
-            port=settings.port,
-            grace_s=settings.grace_s,
-            on_ready=lambda url: _announce(settings, stack, url, time.monotonic() - started),
-        )
-        server.run()
-    finally:
-        stack.close()
+    # First of all: a port in use is known before a model is loaded for nothing.
+    listener = bind(settings.host, settings.port)
+    with listener:
+        with progress_bar() as on_progress:
+            stack = Stack.open(settings, on_progress)
+        try:
+            server = Server(
+                create_app(stack.served, stack.store, max_body_nbytes=int(settings.max_body_mb * 1e6)),
+                stack.served.engine,
+                grace_s=settings.grace_s,
+                on_ready=lambda url: _announce(settings, stack, url, time.monotonic() - started),
+            )
+            server.run(sockets=[listener])
+        finally:
+            stack.close()
     if not server.started:
         raise typer.Exit(1)
 

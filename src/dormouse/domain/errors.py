@@ -20,6 +20,7 @@ DormouseError
 │   ├── DamagedBlock
 │   ├── DamagedCatalog
 │   └── BlockMissing
+├── CannotListen                 the address to serve on is not to be had
 └── EngineDead                   the engine loop ended by an error of ours
 
 Every message says what happened and what to do next.
@@ -123,6 +124,10 @@ class DamagedCatalog(StoreError):
 
 class BlockMissing(StoreError):
     """The store does not hold this block's KV (any more): a plain miss."""
+
+
+class CannotListen(DormouseError):
+    """The address is in use, not ours, or not allowed; choose another host or port."""
 
 
 class EngineDead(DormouseError):
