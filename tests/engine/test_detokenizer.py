@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dormouse.domain.requests import TokenLogprob
 from dormouse.engine.detokenizer import Detokenizer
 
 
@@ -26,12 +27,32 @@ def run(pieces: list[str], stops: list[str], rest: str = "") -> tuple[str, str |
     detokenizer = Detokenizer(Pieces(pieces, rest), stops)
     shown = ""
     for token in range(len(pieces)):
-        text, stop = detokenizer.step(token)
-        shown += text
-        if stop is not None:
-            return shown, stop
-    text, stop = detokenizer.flush()
-    return shown + text, stop
+        now = detokenizer.step(token)
+        shown += now.text
+        if now.stop is not None:
+            return shown, now.stop
+    rest = detokenizer.flush()
+    return shown + rest.text, rest.stop
+
+
+@given(
+    st.lists(st.text("ab", max_size=3), max_size=8),
+    st.lists(st.text("ab", min_size=1, max_size=3), max_size=2),
+)
+def test_logprobs_are_those_of_the_text_that_is_shown(pieces: list[str], stops: list[str]) -> None:
+    """They come with their text or later, in order, and none is of a stop string."""
+    detokenizer = Detokenizer(Pieces(pieces), stops)
+    text, shown = "", 0
+    for token in range(len(pieces)):
+        step = detokenizer.step(token, TokenLogprob(token, 0.0))
+        text += step.text
+        assert [entry.token_id for entry in step.logprobs] == [*range(shown, shown + len(step.logprobs))]
+        shown += len(step.logprobs)
+        assert len("".join(pieces[:shown])) <= len(text)
+        if step.stop is not None:
+            return
+    rest = detokenizer.flush()
+    assert shown + len(rest.logprobs) == len(pieces)
 
 
 def test_text_passes_when_nothing_stops_it() -> None:

@@ -21,7 +21,8 @@ from dormouse.domain.errors import (
 from dormouse.domain.plan import Plan
 from dormouse.domain.requests import FinishReason, SamplingParams, TextDelta, TokenLogprob
 from dormouse.runtimes.base import Logits
-from dormouse.runtimes.fake import VOCAB_SIZE, FakeRuntime, encode
+from dormouse.runtimes.fake import VOCAB_SIZE, ByteDecoder, FakeRuntime, encode
+from dormouse.store.block_store import BlockStore
 
 LONG = "the quick brown fox jumps over the lazy dog, and then it sleeps for a long winter"
 
@@ -323,6 +324,48 @@ def test_a_dead_loop_fails_everyone_loudly(tmp_path: Path) -> None:
         with pytest.raises(EngineDead, match="no memory"):
             client.submit(LONG)
         assert client.engine.death is not None
+
+
+def test_a_request_that_cannot_be_started_is_answered(tmp_path: Path) -> None:
+    decoders = iter([ByteDecoder])
+
+    def broken() -> ByteDecoder:
+        return next(decoders)()
+
+    with opened(tmp_path, new_decoder=broken) as client:
+        good = client.submit(LONG)
+        bad = [client.submit("x"), client.submit("y")]
+        for call in bad:
+            assert "could not be started" in str(call.failed().error)
+        good.finished()
+
+
+def test_a_reply_that_cannot_be_saved_is_still_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlockStore.open(tmp_path, quota_nbytes=1 << 30)
+    with opened(tmp_path, store=store) as client:
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "save_agent", None)
+            client.ask(LONG, agent="a")
+        client.ask(LONG, agent="a")
+
+
+def test_a_deadline_without_end_is_fine(tmp_path: Path) -> None:
+    with opened(tmp_path) as client:
+        client.submit(LONG, deadline_s=float("inf")).finished()
+
+
+def test_logprobs_of_a_stop_string_do_not_leak(tmp_path: Path) -> None:
+    with opened(tmp_path) as client:
+        whole, _ = client.ask(LONG, max_tokens=30)
+        call = client.submit(LONG, replace(GREEDY, max_tokens=30, stop=(whole[10:13],), top_logprobs=0))
+        entries: list[TokenLogprob] = []
+        while call.end is None:
+            event = call.next()
+            if isinstance(event, TextDelta):
+                entries += event.logprobs
+    assert bytes(entry.token_id for entry in entries).decode("latin-1") == call.text
 
 
 class NaNRuntime(FakeRuntime):

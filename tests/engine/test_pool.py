@@ -144,11 +144,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.share(page)
         self.held.append(page)
 
-    @rule()
-    def drop_idle(self) -> None:
-        self.pool.drop_idle()
-        self.names = {page: name for page, name in self.names.items() if page in self.held}
-
     @invariant()
     def books_balance(self) -> None:
         self.pool.check()

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER_S = 60
 _REPLIES_REMEMBERED = 32
+_MAX_WAIT_S = 3600.0
+"""Timers do not take a wait of any length; to look once more an hour costs nothing."""
 
 
 class Engine:
@@ -179,7 +181,7 @@ class Engine:
     def _patience(self) -> float | None:
         """Seconds until something is due although no message comes; None is for ever."""
         due = [moment for moment in (self._loop.next_deadline(), self._stop_at) if moment is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return min(_MAX_WAIT_S, max(0.0, min(due) - time.monotonic())) if due else None
 
     def _drain(self, patience: float | None) -> None:
         """Handle every message that is there; wait `patience` seconds for the first one."""
@@ -210,5 +212,9 @@ class Engine:
         with self._gate:
             self._closed = error
             self._ended = True
-        self._drain(0.0)
+        while not self._inbox.empty():
+            try:
+                self._inbox.get_nowait()()
+            except Exception:
+                log.exception("a message could not be handled at the end")
         self._loop.end(error, trust_pages=not isinstance(error, EngineDead))

@@ -108,6 +108,7 @@ class Loads:
 
     def give_up(self, now: float) -> list[Sequence]:
         """The sequences that have waited too long for a read; it is not tried until it returns."""
+        self._unreadable = {key: until for key, until in self._unreadable.items() if until > now}
         late = [load for load in self._by_page.values() if not load.overdue and load.deadline <= now]
         for load in late:
             load.overdue = True

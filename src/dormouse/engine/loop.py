@@ -18,7 +18,7 @@ from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.errors import DeadlineExceeded, DormouseError, EngineDead
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.requests import Failed, Finished, FinishReason, Request, TextDelta
-from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
+from dormouse.engine.detokenizer import Detokenizer, Shown, TokenDecoder
 from dormouse.engine.loads import Load
 from dormouse.engine.pool import Pool
 from dormouse.engine.sampler import Row, Sampler
@@ -82,7 +82,8 @@ class EngineLoop:
         self._runtime = runtime
         self._store = store
         self._new_decoder = new_decoder
-        self._eos = eos_token_ids
+        # A folder may declare ids that its logits do not have.
+        self._eos = frozenset(i for i in eos_token_ids if i < runtime.spec.vocab_size)
         self._options = options
         self._post = post
         self._answer = answer
@@ -151,9 +152,19 @@ class EngineLoop:
             assert self._pool.num_used == 0, f"{self._pool.num_used} pages are held by nobody"
 
     def add(self, request: Request, deadline: float) -> None:
-        """Queue an accepted request."""
+        """Queue an accepted request. One that cannot be started is answered so; the others go on."""
+        try:
+            sequence = self._new_sequence(request, deadline)
+        except Exception as error:
+            log.exception("request %s could not be started", request.id)
+            self._answer(request, Failed(DormouseError(f"the request could not be started: {error!r}")))
+            return
+        self._sequences[request.id] = sequence
+        self._scheduler.add(sequence)
+
+    def _new_sequence(self, request: Request, deadline: float) -> Sequence:
         params = request.sampling
-        sequence = Sequence(
+        return Sequence(
             request=request,
             namespace=self._namespace(request.tenant),
             block_size=self._runtime.cache.block_size,
@@ -163,8 +174,6 @@ class EngineLoop:
             sampler=Sampler(params, request.prompt, self._eos),
             detokenizer=Detokenizer(self._new_decoder(), params.stop),
         )
-        self._sequences[request.id] = sequence
-        self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request whose sender is gone; False when it has ended already."""
@@ -197,9 +206,8 @@ class EngineLoop:
             self._durable(request_id)
         for sequence in list(self._sequences.values()):
             if trust_pages:
-                self._fail(sequence, error)
-            else:
-                self._answer(sequence.request, Failed(error))
+                self._retire(sequence, None)
+            self._answer(sequence.request, Failed(error))
         self._sequences.clear()
 
     def _commit(self, step: Step, logits: Logits) -> None:
@@ -226,18 +234,17 @@ class EngineLoop:
         sequence.tokens.append(token)
         self._counts["generated"] += 1
         ended = token in self._eos and not params.ignore_eos
-        text, stop = ("", None) if ended else sequence.detokenizer.step(token)
-        reason = FinishReason.STOP if ended or stop is not None else None
+        shown = Shown() if ended else sequence.detokenizer.step(token, logprob)
+        reason = FinishReason.STOP if ended or shown.stop is not None else None
         if reason is None and len(sequence.tokens) >= sequence.max_length:
             reason = FinishReason.LENGTH
-        if reason is not None and stop is None:
-            rest, stop = sequence.detokenizer.flush()
-            text += rest
-        logprobs = (logprob,) if logprob is not None and not ended else ()
-        if text or logprobs:
-            sequence.request.sink(TextDelta(text, logprobs))
+        if reason is not None and shown.stop is None:
+            rest = sequence.detokenizer.flush()
+            shown = Shown(shown.text + rest.text, shown.logprobs + rest.logprobs, rest.stop)
+        if shown.text or shown.logprobs:
+            sequence.request.sink(TextDelta(shown.text, shown.logprobs))
         if reason is not None:
-            self._finish(sequence, reason if stop is None else FinishReason.STOP, stop)
+            self._finish(sequence, FinishReason.STOP if shown.stop else reason, shown.stop)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
         finished = Finished(reason, sequence.usage(), stop)
@@ -262,7 +269,12 @@ class EngineLoop:
         if not sequence.num_computed and not sequence.num_generated:
             return False
         waits = on_durable if self._options.sync else None
-        return self._saver.save_reply(sequence, pages, tail, waits)
+        try:
+            return self._saver.save_reply(sequence, pages, tail, waits)
+        except Exception:
+            # A save that fails costs durability, never an answer.
+            log.exception("what request %s leaves behind could not be saved", sequence.request.id)
+            return False
 
     def _expire(self, now: float) -> None:
         for sequence in self._scheduler.sequences:

@@ -119,15 +119,6 @@ class Pool:
                 best = (page, link, length)
         return best
 
-    def drop_idle(self) -> int:
-        """Forget every idle page; returns how many. Nothing is lost that the store holds."""
-        count = len(self._idle)
-        while self._idle:
-            page, _ = self._idle.popitem(last=False)
-            self._forget(page)
-            self._free.append(page)
-        return count
-
     def check(self) -> None:
         """Raise AssertionError when the books do not balance."""
         free, idle = set(self._free), set(self._idle)

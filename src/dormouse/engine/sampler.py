@@ -17,6 +17,9 @@ from dormouse.domain.requests import SamplingParams, TokenLogprob
 Row = NDArray[np.float32]
 """Logits of one token, `[vocab_size]`."""
 
+_MIN_TEMPERATURE = 1e-5
+"""Below it a division overflows, and nothing but the best token is likely anyway."""
+
 _Step = Callable[[Row], Row]
 
 
@@ -53,9 +56,9 @@ class Sampler:
         return token, None if top is None else token_logprob(raw, token, top)
 
     def _choose(self, row: Row) -> int:
-        if self.params.temperature == 0:
+        if self.params.temperature < _MIN_TEMPERATURE:
             return int(row.argmax())
-        row = row / np.float32(self.params.temperature)
+        row = (row - row.max()) / np.float32(self.params.temperature)
         for keep in self._filters:
             row = keep(row)
         weights = np.exp(row - row.max()).astype(np.float64)
