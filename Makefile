@@ -15,9 +15,10 @@ help: ## Show this list
 install: $(VENV)/.installed ## Create .venv and install everything into it
 
 $(VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard native/*)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "Installing into $(VENV); the first time takes a minute or two."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 serve: install ## Serve the embedded model on 127.0.0.1:8000 (more flags: ARGS="--port 9000")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import platformdirs
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dormouse.domain.cache_spec import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, KVFormat
@@ -17,10 +17,10 @@ ENV_PREFIX = "DORMOUSE_"
 class Settings(BaseSettings):
     """Flags win over the environment (`DORMOUSE_` and the name in capitals), which wins over the defaults."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    host: str = Field("127.0.0.1", description="Address of the server.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the server; `serve` takes a free one for 0.")
     model: str = Field(
         "smollm2",
         description="A model folder, `smollm2` (embedded), the name of an imported model, or a "
@@ -34,7 +34,9 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_cache_path("dormouse") / "models",
         description="Folder of imported models.",
     )
-    kv_format: KVFormat = Field(KVFormat.K8V4, description="How K and V are stored: bf16, q8, k8v4 or q4.")
+    kv_format: KVFormat = Field(
+        KVFormat.K8V4, description="How K and V are stored: bf16, q8, k8v4 or q4 (and f32, exact and large)."
+    )
     block_size: int = Field(
         128,
         ge=MIN_BLOCK_SIZE,
@@ -76,3 +78,11 @@ class Settings(BaseSettings):
         if value & (value - 1):
             raise ValueError("must be a power of two")
         return value
+
+    @model_validator(mode="after")
+    def _arena_holds_two_blocks(self) -> Self:
+        if self.arena_tokens is not None and self.arena_tokens < 2 * self.block_size:
+            raise ValueError(
+                f"--arena-tokens {self.arena_tokens} is less than two blocks of {self.block_size}"
+            )
+        return self

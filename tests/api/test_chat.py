@@ -119,7 +119,7 @@ def test_content_parts_and_developer_messages(service: Service) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"temprature": 1}, "temprature"),
         ({"temperature": 3}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": 2}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "alien", "content": "x"}]}, "messages.0.role"),
@@ -153,6 +153,12 @@ def test_neutral_and_harmless_fields_are_accepted(service: Service) -> None:
         "logit_bias": {},
         "stop": None,
         "top_k": -1,
+        "stream": None,
+        "top_p": 0,
+        "min_tokens": None,
+        "ignore_eos": None,
+        "chat_template_kwargs": None,
+        "prompt_cache_key": "",
     }
     assert service.chat(**fields).status_code == 200
 
@@ -184,7 +190,8 @@ def test_malformed_bodies(service: Service, body: bytes) -> None:
 
 
 def test_huge_bodies_are_413(service: Service) -> None:
-    assert service.chat("x" * 200_000).status_code == 413
+    declared = service.chat("x" * 200_000)
+    assert (declared.status_code, declared.json()["error"]["code"]) == (413, "request_too_large")
 
     def chunks() -> Any:
         for _ in range(30):
@@ -193,7 +200,7 @@ def test_huge_bodies_are_413(service: Service) -> None:
     headers = {"content-type": "application/json"}
     answer = service.http.post("/v1/chat/completions", content=chunks(), headers=headers)
     assert answer.status_code == 413
-    assert "error" in answer.json()
+    assert answer.json()["error"]["code"] == "request_too_large"
     assert service.chat().status_code == 200
 
 
@@ -201,6 +208,27 @@ def test_huge_bodies_are_413(service: Service) -> None:
 def test_bad_agent_names_are_refused(service: Service, name: str) -> None:
     answer = service.chat(prompt_cache_key=name)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "agent")
+
+
+def test_half_a_character_is_refused_like_anything_else(service: Service) -> None:
+    headers = {"content-type": "application/json"}
+    body = b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}'
+    assert service.http.post("/v1/chat/completions", content=body, headers=headers).status_code == 404
+
+
+def test_bad_json_says_where(service: Service) -> None:
+    headers = {"content-type": "application/json"}
+    error = service.http.post("/v1/chat/completions", content=b'{"model": ', headers=headers).json()["error"]
+    assert ("byte" in error["message"], error["param"]) == (True, None)
+    without = service.http.post("/v1/chat/completions", content=b'{"model": "fake"}').json()["error"]
+    assert "content-type: application/json" in without["message"]
+
+
+def test_a_header_in_utf8_names_the_agent_that_it_says(service: Service) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    service.http.post("/v1/chat/completions", json=body, headers=[(b"x-agent-id", "café".encode())])
+    service.chat(prompt_cache_key="café")
+    assert [agent["id"] for agent in service.http.get("/v1/agents").json()["data"]] == ["café"]
 
 
 def test_nul_in_an_agent_name(service: Service) -> None:

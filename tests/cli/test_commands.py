@@ -81,10 +81,33 @@ def test_version() -> None:
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--port", "99999"), ("--kv-format", "q5"), ("--block-size", "100"), ("--arena-tokens", "1")],
+    [
+        ("--port", "99999"),
+        ("--kv-format", "q5"),
+        ("--block-size", "100"),
+        ("--arena-tokens", "1"),
+        ("--grace-s", "inf"),
+        ("--disk-quota-gb", "nan"),
+    ],
 )
 def test_a_setting_out_of_range_is_named(flag: str, value: str) -> None:
     assert flag in run("serve", flag, value, code=2)
+
+
+def test_an_arena_of_less_than_two_blocks_is_refused() -> None:
+    assert "two blocks" in run("serve", "--arena-tokens", "200", code=2)
+
+
+@pytest.mark.parametrize("batch", ["0", "many", "1,999"])
+def test_batches_are_checked(batch: str) -> None:
+    assert "--batch" in run("bench", "decode", "--batch", batch, code=2)
+
+
+def test_names_are_never_markup(tmp_path: Path) -> None:
+    with opened(tmp_path) as client:
+        client.ask("hello", agent="[/x]")
+    assert "[/x]" in run("agents", "ls", "--data-dir", str(tmp_path))
+    assert "[/foo]" in run("serve", "--model", "[/foo]", "--port", "0", "--data-dir", str(tmp_path), code=1)
 
 
 def test_an_unknown_flag_is_refused() -> None:
@@ -180,6 +203,20 @@ def test_chat_streams_and_remembers(
     assert "hello" not in fresh
     (saved,) = (tmp_path / "state").rglob("*.json")
     assert saved.stat().st_mode & 0o077 == 0
+
+
+def test_a_refused_question_does_not_spoil_the_chat(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    port = service.url.rsplit(":", 1)[1]
+    run("chat", "café", "--port", port, text="x" * 2000 + "\n", code=1)
+    run("chat", "café", "--port", port, "--max-tokens", "3", text="hello\n")
+    assert service.http.get("/v1/agents/café").json()["tokens"] < 100
+    (saved,) = (tmp_path / "state").rglob("*.json")
+    saved.write_text("{")
+    assert "--new" in run("chat", "café", "--port", port, code=1)
+    run("chat", "café", "--new", "--port", port, text="")
 
 
 def test_chat_says_what_went_wrong(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import openai
 import pytest
@@ -47,8 +48,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_python_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
-    def create(_: object, **fields: Any) -> None:
+    def create(_: object, **fields: Any) -> Any:
         asked.append(fields)
+        return MagicMock()
 
     monkeypatch.setattr(openai.resources.chat.Completions, "create", create)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

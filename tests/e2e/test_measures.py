@@ -38,6 +38,13 @@ def test_bench_wake_restarts_for_real() -> None:
     assert row["same_token"]
 
 
+def test_bench_wake_says_why_it_cannot() -> None:
+    refused = CliRunner().invoke(app, ["bench", "wake", "--context", "100000", "--repeat", "1"])
+    assert refused.exit_code == 1
+    assert "too long" in refused.output
+    assert "Traceback" not in refused.output
+
+
 def test_quality_tells_formats_apart(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog near the river. " * 12)

@@ -31,8 +31,8 @@ def run(pieces: list[str], stops: list[str], rest: str = "") -> tuple[str, str |
         shown += now.text
         if now.stop is not None:
             return shown, now.stop
-    rest = detokenizer.flush()
-    return shown + rest.text, rest.stop
+    last = detokenizer.flush()
+    return shown + last.text, last.stop
 
 
 @given(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
 
 from dormouse.domain.agents import DEFAULT_TENANT, Agent, check_agent_name
+from dormouse.domain.errors import AgentNotFound
 from dormouse.models.served import ServedModel
 from dormouse.store.block_store import BlockStore
 
@@ -20,15 +22,12 @@ def router(served: ServedModel, store: BlockStore) -> APIRouter:
     @routes.get("")
     async def list_agents() -> dict[str, Any]:
         """All agents, the last used first."""
-        agents = await asyncio.to_thread(store.agents, DEFAULT_TENANT)
-        rows = [render_agent(agent, _state(served, store, agent)) for agent in agents]
-        return {"object": "list", "data": rows}
+        return {"object": "list", "data": await asyncio.to_thread(_rows, served, store)}
 
     @routes.get("/{name:path}")
     async def show_agent(name: str) -> dict[str, Any]:
         """One agent."""
-        agent = await asyncio.to_thread(store.agent, DEFAULT_TENANT, check_agent_name(name))
-        return render_agent(agent, _state(served, store, agent))
+        return await asyncio.to_thread(_row, served, store, check_agent_name(name))
 
     @routes.delete("/{name:path}")
     async def delete_agent(name: str) -> dict[str, Any]:
@@ -53,6 +52,20 @@ def render_agent(agent: Agent, state: str) -> dict[str, Any]:
         "created_at": _iso(agent.created_at),
         "used_at": _iso(agent.used_at),
     }
+
+
+def _rows(served: ServedModel, store: BlockStore) -> list[dict[str, Any]]:
+    rows = []
+    for agent in store.agents(DEFAULT_TENANT):
+        # One may be deleted while the others are listed.
+        with contextlib.suppress(AgentNotFound):
+            rows.append(render_agent(agent, _state(served, store, agent)))
+    return rows
+
+
+def _row(served: ServedModel, store: BlockStore, name: str) -> dict[str, Any]:
+    agent = store.agent(DEFAULT_TENANT, name)
+    return render_agent(agent, _state(served, store, agent))
 
 
 def _state(served: ServedModel, store: BlockStore, agent: Agent) -> str:

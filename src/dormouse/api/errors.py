@@ -14,6 +14,8 @@ from dormouse.domain import errors
 
 log = logging.getLogger(__name__)
 
+TOO_LARGE = 413
+
 
 class Status(NamedTuple):
     """How a class of errors looks from outside: HTTP status, OpenAI's `type` and `code`."""
@@ -26,7 +28,7 @@ class Status(NamedTuple):
 _TABLE: dict[type[Exception], Status] = {
     errors.RequestError: Status(400, "invalid_request_error", None),
     errors.ContextLengthExceeded: Status(400, "invalid_request_error", "context_length_exceeded"),
-    errors.RequestTooLarge: Status(413, "invalid_request_error", "request_too_large"),
+    errors.RequestTooLarge: Status(TOO_LARGE, "invalid_request_error", "request_too_large"),
     errors.ModelNotFound: Status(404, "invalid_request_error", "model_not_found"),
     errors.AgentNotFound: Status(404, "invalid_request_error", "agent_not_found"),
     errors.QueueFull: Status(429, "rate_limit_error", "queue_full"),
@@ -71,6 +73,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            message = f"the body is not valid JSON, at byte {first['loc'][-1]}"
+            return JSONResponse(_body(message, "invalid_request_error", None, None), 400)
+        if first["loc"] == ("body",):
+            message = f"{first['msg']}: send a JSON object with the header content-type: application/json"
+            return JSONResponse(_body(message, "invalid_request_error", None, None), 400)
         # The location starts with "body"; what follows is the path of the field.
         param = ".".join(str(part) for part in first["loc"][1:]) or None
         message = f"{param}: {first['msg']}" if param else str(first["msg"])
@@ -78,7 +86,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        body = _body(str(error.detail), "invalid_request_error", None, None)
+        code = "request_too_large" if error.status_code == TOO_LARGE else None
+        body = _body(str(error.detail), "invalid_request_error", None, code)
         return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
@@ -88,4 +97,6 @@ def install(app: FastAPI) -> None:
 
 
 def _body(message: str, type: str, param: str | None, code: str | None) -> dict[str, Any]:
+    # A message may quote what was sent, and JSON can carry halves of characters that UTF-8 cannot.
+    message = message.encode("utf-8", "replace").decode("utf-8")
     return {"error": {"message": message, "type": type, "param": param, "code": code}}

@@ -128,7 +128,9 @@ def router(served: ServedModel) -> APIRouter:
     async def chat_completions(body: ChatBody, http: HttpRequest, x_agent_id: AgentHeader = None) -> Response:
         """Continue a conversation."""
         _check_model(served, body.model)
-        prompt = await asyncio.to_thread(served.chat.render, body.rendered(), **body.chat_template_kwargs)
+        prompt = await asyncio.to_thread(
+            served.chat.render, body.rendered(), **(body.chat_template_kwargs or {})
+        )
         top = (body.top_logprobs or 0) if body.logprobs else None
         dialect = _Dialect(served, body, chat=True, logprobs=top is not None)
         limit = body.max_completion_tokens or body.max_tokens
@@ -218,8 +220,16 @@ async def _frames(
 
 def _agent(header: str | None, cache_key: str | None) -> str | None:
     """The agent's name: the header, else the prompt cache key, else anonymous."""
-    name = header or cache_key
-    return None if name is None else check_agent_name(name)
+    name = _utf8(header) if header else cache_key
+    return check_agent_name(name) if name else None
+
+
+def _utf8(header: str) -> str:
+    """Header bytes are handed over as Latin-1; clients that send more than ASCII send UTF-8."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return header
 
 
 def _check_model(served: ServedModel, name: str) -> None:

@@ -52,8 +52,8 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class GenerationBody(BaseModel):
@@ -62,21 +62,21 @@ class GenerationBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] = 0
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     prompt_cache_key: str | None = None
 
     @model_validator(mode="after")
@@ -96,7 +96,7 @@ class GenerationBody(BaseModel):
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def sampling(self, *, max_tokens: int, top_logprobs: int | None, vocab_size: int) -> SamplingParams:
         """The sampling this body asks for; absent fields have OpenAI's defaults."""
@@ -120,8 +120,8 @@ class GenerationBody(BaseModel):
             top_logprobs=top_logprobs,
             stop=self.stops,
             max_tokens=max_tokens,
-            min_tokens=min(self.min_tokens, max_tokens),
-            ignore_eos=self.ignore_eos,
+            min_tokens=min(_or(self.min_tokens, 0), max_tokens),
+            ignore_eos=bool(self.ignore_eos),
         )
 
 
@@ -162,7 +162,7 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def rendered(self) -> list[dict[str, str]]:
         """The messages as a chat template takes them."""

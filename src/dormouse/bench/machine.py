@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,9 +44,12 @@ def isa_flags() -> list[str]:
 
 def commit() -> str | None:
     """The commit of the source tree this runs from, if it runs from one."""
-    here = Path(__file__).parent
+    root = Path(__file__).parents[3]
+    # An installed copy has no tree of its own; a repository around it would be somebody else's.
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return None
     done = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty"],
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dormouse.bench.client import PendingReply, random_prompt
+from dormouse.domain.errors import DormouseError
 from dormouse.models.stack import Stack
 from dormouse.settings import Settings
 
@@ -48,7 +49,10 @@ def wake(settings: Settings, context: int, repeat: int) -> dict[str, Any]:
 def _in_fresh_process(settings: dict[str, Any], context: int, seed: int) -> dict[str, Any]:
     job = json.dumps({"settings": settings, "context": context, "seed": seed})
     command = [sys.executable, "-m", "dormouse.bench.wake", job]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=_CHILD_TIMEOUT_S)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_CHILD_TIMEOUT_S)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DormouseError(f"the measured process failed: {last}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

@@ -61,6 +61,8 @@ def show(settings: Settings, name: Name, json: Json = False) -> None:
 def rm(settings: Settings, name: Name) -> None:
     """Forget an agent: its history, and the blocks that only it has.
 
+    What `dormouse chat` remembers of it stays with the chat: `dormouse chat NAME --new` forgets that.
+
     Example: dormouse agents rm me
     """
     with friendly_errors(), _source(settings) as source:
@@ -101,9 +103,12 @@ class _Server:
 
     def _call(self, method: str, path: str) -> dict[str, Any]:
         answer = self._client.request(method, f"/v1/agents{path}")
-        body: dict[str, Any] = answer.json()
-        if answer.is_error:
-            raise AgentNotFound(body["error"]["message"])
+        try:
+            body: dict[str, Any] = answer.json()
+            if answer.is_error:
+                raise AgentNotFound(body["error"]["message"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise StoreLocked(f"what answers at {self._client.base_url} is no Dormouse server") from error
         return body
 
 

@@ -56,8 +56,12 @@ def decode(
     """
     try:
         batches = [int(part) for part in batch.split(",")]
+        if not all(1 <= number <= settings.max_running for number in batches):
+            raise ValueError("a batch is out of range")
     except ValueError as error:
-        raise typer.BadParameter("--batch takes numbers separated by commas, such as 1,8") from error
+        raise typer.BadParameter(
+            f"--batch takes numbers from 1 to {settings.max_running}, such as 1,8"
+        ) from error
     work = lambda e: measure_decode(e, batches, context, tokens, repeat)  # noqa: E731
     _report("decode", _with_engine(settings, work), json)
 
@@ -92,5 +96,5 @@ def _report(name: str, result: dict[str, Any], json: bool) -> None:
         emit_json(document)
         return
     for key, value in document.items():
-        console.print(f"[bold]{key}[/]: {value}", highlight=False, soft_wrap=True)
+        console.print(f"{key}: {value}", highlight=False, soft_wrap=True, markup=False)
     errors.print("Machines are noisy: compare only what ran side by side.", style="dim")

@@ -10,8 +10,9 @@ import httpx
 import typer
 
 from dormouse.cli.options import with_settings
-from dormouse.cli.output import console, errors
+from dormouse.cli.output import console, errors, fail, friendly_errors
 from dormouse.cli.transcript import Transcript
+from dormouse.domain.agents import check_agent_name
 from dormouse.settings import Settings
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -26,34 +27,44 @@ def chat(
     settings: Settings,
     agent: Annotated[str, typer.Argument(help="Name of the agent.")] = "me",
     fresh: Annotated[bool, typer.Option("--new", help="Forget what was said before.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0, max=2)] = 0.7,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0, max=2)] = 0.2,
     max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.", min=1)] = 512,
 ) -> None:
     """Chat with an agent of a running server. It remembers the conversation; end it with Ctrl-D.
 
     Example: dormouse chat me
     """
-    transcript = Transcript.open(agent, fresh=fresh)
+    with friendly_errors():
+        transcript = Transcript.open(check_agent_name(agent), fresh=fresh)
     base_url = f"http://{settings.host}:{settings.port}"
     timeout = httpx.Timeout(settings.request_timeout_s, connect=_CONNECT_TIMEOUT_S)
-    with httpx.Client(base_url=base_url, timeout=timeout, headers={"x-agent-id": agent}) as client:
+    with httpx.Client(base_url=base_url, timeout=timeout) as client:
         try:
-            body = {"model": _model(client), "temperature": temperature, "max_tokens": max_tokens}
+            body = {
+                "model": _model(client),
+                "prompt_cache_key": agent,
+                "temperature": temperature,
+                "max_tokens": max_tokens,
+            }
             _greet(transcript)
             while (said := _read()) is not None:
-                transcript.add("user", said)
-                reply = _show(_stream(client, {**body, "messages": transcript.messages}))
-                transcript.add("assistant", reply)
+                question = {"role": "user", "content": said}
+                messages = [*transcript.messages, question]
+                reply = _show(_stream(client, {**body, "messages": messages}))
+                # Both or neither: a question that was refused would spoil every later one.
+                transcript.add(question, {"role": "assistant", "content": reply})
+        except httpx.ConnectError as error:
+            hint = "start one with `dormouse serve`, or give its --host and --port"
+            raise fail(f"no server answers at {base_url} ({error}); {hint}") from error
         except httpx.TransportError as error:
-            errors.print(f"[bold red]error:[/] no server answers at {base_url} ({error}); start one with")
-            errors.print("  dormouse serve", highlight=False)
-            raise typer.Exit(1) from error
+            console.print()
+            raise fail(f"the connection broke off ({error}); say it again once the server is back") from error
         except ChatFailed as error:
-            errors.print(f"[bold red]error:[/] {error}", highlight=False)
-            raise typer.Exit(1) from error
+            raise fail(error) from error
 
 
 def _greet(transcript: Transcript) -> None:
+    errors.print("Ctrl-D ends the chat, Ctrl-C a reply.", style="dim")
     for message in transcript.messages:
         mark = "[bold cyan]>[/] " if message["role"] == "user" else ""
         console.print(mark, end="")
@@ -100,5 +111,8 @@ def _stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[str]:
 
 def _model(client: httpx.Client) -> str:
     """The model that the server serves."""
-    name: str = client.get("/v1/models").json()["data"][0]["id"]
+    try:
+        name: str = client.get("/v1/models").json()["data"][0]["id"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ChatFailed(f"what answers at {client.base_url} is no Dormouse server") from error
     return name

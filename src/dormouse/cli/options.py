@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 from rich.logging import RichHandler
 
-from dormouse.cli.output import errors
+from dormouse.cli.output import errors, fail
 from dormouse.settings import ENV_PREFIX, Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
@@ -67,7 +67,7 @@ def _load(flags: dict[str, Any]) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else "settings"
-            where = f"--{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}"
-            errors.print(f"[bold red]error:[/] {where}: {problem['msg']}", highlight=False)
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            where = f"--{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}: " if name else ""
+            fail(f"{where}{problem['msg'].removeprefix('Value error, ')}")
         raise typer.Exit(2) from error

@@ -13,12 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from dormouse.domain.errors import DormouseError
 from dormouse.models.progress import Progress
 
 console = Console()
 errors = Console(stderr=True)
+
+
+def fail(message: object, *, code: int = 1) -> typer.Exit:
+    """Print an error, whatever characters it has; the exit to be raised."""
+    errors.print(Text.assemble(("error: ", "bold red"), str(message)), soft_wrap=True)
+    return typer.Exit(code)
 
 
 def emit_json(document: Any) -> None:
@@ -33,7 +40,7 @@ def table(rows: list[dict[str, Any]], empty: str) -> None:
         return
     out = Table(*(key.replace("_", " ") for key in rows[0]))
     for row in rows:
-        out.add_row(*(str(value) for value in row.values()))
+        out.add_row(*(Text(str(value)) for value in row.values()))
     console.print(out)
 
 
@@ -43,8 +50,7 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except DormouseError as error:
-        errors.print(f"[bold red]error:[/] {error}", highlight=False)
-        raise typer.Exit(1) from error
+        raise fail(error) from error
 
 
 def human_nbytes(count: float) -> str:

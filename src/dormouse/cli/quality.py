@@ -53,7 +53,11 @@ def _measure(
     on_progress: Progress,
 ) -> list[dict[str, Any]]:
     folder = resolve(settings.model, settings.models_dir, on_progress=on_progress)
-    tokens = ChatModel.load(folder).encode(text.read_text(encoding="utf-8"))[:limit]
+    try:
+        words = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{text} is not UTF-8 text: {error.reason}") from error
+    tokens = ChatModel.load(folder).encode(words)[:limit]
     if len(tokens) < 2:
         raise InvalidRequest(f"{text} has {len(tokens)} tokens; a longer text is needed")
     rows: list[dict[str, Any]] = []
@@ -75,7 +79,7 @@ def _measure(
                 "format": str(kv_format),
                 "perplexity": round(value, 4),
                 "against_first": f"{100 * (value / first - 1):+.2f}%",
-                "bytes_per_token": bytes_per_token,
+                "bytes_per_token": round(bytes_per_token),
                 "tokens": len(tokens),
             }
         )

@@ -6,6 +6,7 @@ import json
 import time
 
 import typer
+from rich.text import Text
 
 from dormouse.cli.options import set_up_logging, with_settings
 from dormouse.cli.output import console, friendly_errors, human_nbytes, progress_bar
@@ -47,6 +48,7 @@ def _run(settings: Settings) -> None:
             server.run(sockets=[listener])
         finally:
             stack.close()
+            console.print("Stopped; everything is saved." if not stack.store.health() else "Stopped.")
     if not server.started:
         raise typer.Exit(1)
 
@@ -64,7 +66,7 @@ def _announce(settings: Settings, stack: Stack, url: str, seconds: float) -> Non
         ("data", str(settings.data_dir)),
         ("ready", f"{url} after {seconds:.1f} s"),
     ):
-        console.print(f"[bold]{label:>10}[/]  {value}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((f"{label:>10}", "bold"), f"  {value}"), soft_wrap=True)
     messages = [{"role": "user", "content": _QUESTION}]
     body = {"model": served.name, "messages": messages, "temperature": 0, "max_tokens": 32}
     console.print(

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from dormouse.cli.options import Json, with_settings
-from dormouse.cli.output import emit_json, friendly_errors, table
+from dormouse.cli.output import console, emit_json, friendly_errors, table
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
 
-app = typer.Typer(help="Inspect and repair the data folder.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and repair the data folder, while no server uses it.", no_args_is_help=True)
 
 _FLAGS = ("data_dir", "disk_quota_gb")
 
@@ -44,6 +44,8 @@ def verify(settings: Settings, json: Json = False) -> None:
         "broken_agents": [f"{agent.tenant}: {agent.name}" for agent in report.broken_agents],
     }
     _print(found, json)
+    if not json and report.is_clean:
+        console.print("All of it is as it should be.")
     if not report.is_clean:
         raise typer.Exit(1)
 

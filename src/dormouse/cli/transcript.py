@@ -12,6 +12,8 @@ from pathlib import Path
 
 import platformdirs
 
+from dormouse.domain.errors import InvalidRequest
+
 
 class Transcript:
     """The messages of one agent, in a file that only its owner can read."""
@@ -22,23 +24,32 @@ class Transcript:
 
     @classmethod
     def open(cls, agent: str, *, fresh: bool) -> Transcript:
-        """The transcript of `agent`, empty if there is none or `fresh` is set."""
+        """The transcript of `agent`, empty if there is none or `fresh` is set.
+
+        Raises InvalidRequest when its file is damaged.
+        """
         # Names may hold anything, so they never become paths.
         digest = hashlib.blake2b(agent.encode(), digest_size=16).hexdigest()
         path = platformdirs.user_state_path("dormouse") / "chats" / f"{digest}.json"
-        known = path.exists() and not fresh
-        return cls(path, json.loads(path.read_text(encoding="utf-8")) if known else [])
+        if fresh or not path.exists():
+            return cls(path, [])
+        try:
+            return cls(path, json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise InvalidRequest(f"{path} is damaged ({error}); start anew with --new") from error
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """All messages, as the chat API takes them."""
         return list(self._messages)
 
-    def add(self, role: str, content: str) -> None:
-        """Append a message and save."""
-        self._messages.append({"role": role, "content": content})
+    def add(self, *messages: dict[str, str]) -> None:
+        """Append messages and save."""
+        self._messages += messages
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._path.with_suffix(".new")
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with os.fdopen(
+            os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as file:
             json.dump(self._messages, file, ensure_ascii=False)
         fresh.replace(self._path)

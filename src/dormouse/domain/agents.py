@@ -21,6 +21,8 @@ def check_agent_name(name: str) -> str:
         raise InvalidRequest(
             f"agent name has {len(name)} characters; use 1 to {MAX_NAME_LENGTH}", param="agent"
         )
+    if name in (".", ".."):
+        raise InvalidRequest("agent names cannot be . or .., which URLs swallow", param="agent")
     if not name.isprintable():
         raise InvalidRequest("agent name has control characters; remove them", param="agent")
     return name

@@ -119,7 +119,7 @@ def _keep_top_p(row: Row, p: float) -> Row:
     order = np.argsort(-row, kind="stable")
     weights = np.exp(row[order] - row[order[0]]).astype(np.float64)
     before = weights.cumsum() - weights
-    kept = order[before < p * weights.sum()]
+    kept = order[: max(1, int((before < p * weights.sum()).sum()))]
     out = np.full_like(row, -np.inf)
     out[kept] = row[kept]
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import psutil
@@ -44,24 +45,24 @@ class Stack:
         Raises StoreError, ModelError or ModelNotFound.
         """
         folder = resolve(settings.model, settings.models_dir, on_progress=on_progress)
-        store = BlockStore.open(settings.data_dir, quota_nbytes=int(settings.disk_quota_gb * 1e9))
-        try:
+        with ExitStack() as opened:
+            store = BlockStore.open(settings.data_dir, quota_nbytes=int(settings.disk_quota_gb * 1e9))
+            opened.callback(store.close)
             # In a thread that ends: OpenMP keeps the workers of each thread that ever computed, and
             # with more of them than cores it puts every barrier to sleep (decode was 1.5 times slower).
             with ThreadPoolExecutor(1) as loader:
                 loading = loader.submit(load_runtime, settings, folder)
                 chat = ChatModel.load(folder)
                 runtime = loading.result()
-        except BaseException:
-            store.close()
-            raise
-        options = EngineOptions(
-            token_budget=settings.step_tokens,
-            max_running=settings.max_running,
-            max_queue=settings.max_queue,
-            sync=settings.durability == "sync",
-        )
-        engine = Engine(runtime, store, chat.decode_stream, chat.eos_token_ids, options)
+            opened.callback(runtime.close)
+            options = EngineOptions(
+                token_budget=settings.step_tokens,
+                max_running=settings.max_running,
+                max_queue=settings.max_queue,
+                sync=settings.durability == "sync",
+            )
+            engine = Engine(runtime, store, chat.decode_stream, chat.eos_token_ids, options)
+            opened.pop_all()  # all of it is open: from here on `close` is the owner's
         served = ServedModel(folder.name, int(time.time()), chat, engine, settings.request_timeout_s)
         return cls(store, runtime, served)
 
