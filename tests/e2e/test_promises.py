@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,30 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
     assert len(texts[0]) > 20
     assert "Traceback" not in log.read_text()
     assert "Warning" not in log.read_text()
+
+
+def test_a_second_sigterm_cuts_short_and_saves(tmp_path: Path) -> None:
+    with serve(tmp_path, "--grace-s", "120") as server:
+        failed: list[str] = []
+
+        def ask() -> None:
+            with server.client() as client, pytest.raises(RuntimeError, match="shutting down"):
+                Conversation("a").say(client, TURNS[0], max_tokens=4000)
+            failed.append("cut")
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_for(server, lambda engine: engine["generated_tokens"] > 2)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.6)  # not a wait for anything: signals closer together count as one
+        assert server.process.poll() is None, "the grace period is not over"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        asking.join(60)
+    assert failed
+    with serve(tmp_path) as server, server.client() as client:
+        agent = client.get("/v1/agents/a").json()
+        assert agent["tokens"] - 1 == agent["durable_tokens"] > 500
 
 
 def test_a_data_folder_has_one_server(tmp_path: Path) -> None:

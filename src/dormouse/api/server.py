@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -17,6 +18,9 @@ from dormouse.domain.errors import CannotListen
 from dormouse.engine.engine import Engine
 
 log = logging.getLogger(__name__)
+
+_SAME_WISH_S = 0.5
+"""Signals that arrive together are one: a terminal or a supervisor may signal the whole process group."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -66,6 +70,7 @@ class Server(uvicorn.Server):
         self._engine = engine
         self._grace_s = grace_s
         self._on_ready = on_ready
+        self._signalled_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then tell the caller at which URL."""
@@ -83,6 +88,10 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signals end the server here and are not raised again: an asked-for end is no failure."""
         del frame
+        now = time.monotonic()
+        if self._signalled_at is not None and now < self._signalled_at + _SAME_WISH_S:
+            return
+        self._signalled_at = now
         if self.should_exit:
             log.warning("%s again: cutting what still runs", signal.Signals(sig).name)
             threading.Thread(target=self._engine.stop, args=(0.0,), daemon=True).start()

@@ -46,11 +46,15 @@ class Findings:
     damaged_rows: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"{self.files_removed} unfinished files removed, {self.adopted} blocks adopted, "
-            f"{self.quarantined} files quarantined, {self.payloads_missing} payloads missing, "
-            f"{self.damaged_rows} damaged rows"
-        )
+        counts = {
+            "unfinished files removed": self.files_removed,
+            "blocks adopted": self.adopted,
+            "files quarantined": self.quarantined,
+            "payloads missing": self.payloads_missing,
+            "damaged rows": self.damaged_rows,
+        }
+        found = [f"{count} {what}" for what, count in counts.items() if count]
+        return ", ".join(found) or "nothing to repair"
 
 
 class Reconciler:

@@ -300,7 +300,9 @@ def agent_row(agent: UnsavedAgent, before: AgentRow | None) -> AgentRow:
 
 def not_found(name: str) -> AgentNotFound:
     """The error for an agent that is not there."""
-    return AgentNotFound(f"no agent named {name!r}; list agents to see their names", param="agent")
+    return AgentNotFound(
+        f"no agent is named {name!r}; `dormouse agents ls` lists those there are", param="agent"
+    )
 
 
 def _agent(row: AgentRow, stored: list[BlockRow]) -> Agent:
