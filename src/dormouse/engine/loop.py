@@ -206,7 +206,10 @@ class EngineLoop:
             self._durable(request_id)
         for sequence in list(self._sequences.values()):
             if trust_pages:
-                self._retire(sequence, None)
+                try:
+                    self._retire(sequence, None)
+                except Exception:
+                    log.exception("request %s could not be retired", sequence.request.id)
             self._answer(sequence.request, Failed(error))
         self._sequences.clear()
 
