@@ -72,6 +72,16 @@ class Settings(BaseSettings):
     max_body_mb: float = Field(16, gt=0, description="Bound on a request's body, in MB (10^6 bytes).")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
+    @property
+    def disk_quota_nbytes(self) -> int:
+        """`disk_quota_gb` in bytes."""
+        return int(self.disk_quota_gb * 1e9)
+
+    @property
+    def max_body_nbytes(self) -> int:
+        """`max_body_mb` in bytes."""
+        return int(self.max_body_mb * 1e6)
+
     @field_validator("block_size")
     @classmethod
     def _is_power_of_two(cls, value: int) -> int:

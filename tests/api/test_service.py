@@ -9,31 +9,13 @@ from urllib.parse import quote
 import httpx
 import pytest
 from tests.api.conftest import Service
+from tests.engine.harness import WAIT_S, GatedRuntime
 
 from dormouse.api.server import bind
 from dormouse.domain.errors import CannotListen
 from dormouse.domain.plan import Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.fake import FakeRuntime
-
-WAIT_S = 20.0
-
-
-class GatedRuntime(FakeRuntime):
-    """Computes a step only when the test lets it."""
-
-    def __init__(self, num_pages: int) -> None:
-        super().__init__(num_pages)
-        self.allow = threading.Semaphore(0)
-        self.started = threading.Semaphore(0)
-
-    def forward(self, plan: Plan) -> Logits:
-        self.started.release()
-        assert self.allow.acquire(timeout=WAIT_S)
-        return super().forward(plan)
-
-    def run_freely(self) -> None:
-        self.allow.release(100_000)
 
 
 @pytest.fixture

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dormouse.domain.plan import Plan
 from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta
 from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.engine import Engine
 from dormouse.engine.loop import EngineOptions
-from dormouse.runtimes.base import Runtime
+from dormouse.runtimes.base import Logits, Runtime
 from dormouse.runtimes.fake import EOS, ByteDecoder, FakeRuntime, encode
 from dormouse.store.block_store import BlockStore
 
@@ -21,6 +23,25 @@ WAIT_S = 20.0
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 _ids = itertools.count()
+
+
+class GatedRuntime(FakeRuntime):
+    """Computes a step only when the test lets it; `plans` holds what was planned."""
+
+    def __init__(self, num_pages: int) -> None:
+        super().__init__(num_pages)
+        self.allow = threading.Semaphore(0)
+        self.started = threading.Semaphore(0)
+        self.plans: list[Plan] = []
+
+    def forward(self, plan: Plan) -> Logits:
+        self.plans.append(plan)
+        self.started.release()
+        assert self.allow.acquire(timeout=WAIT_S)
+        return super().forward(plan)
+
+    def run_freely(self) -> None:
+        self.allow.release(100_000)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.engine.harness import GREEDY, opened
+from tests.engine.harness import GREEDY, GatedRuntime, opened
 
 from dormouse.domain.errors import (
     ContextLengthExceeded,
@@ -25,25 +25,6 @@ from dormouse.runtimes.fake import VOCAB_SIZE, ByteDecoder, FakeRuntime, encode
 from dormouse.store.block_store import BlockStore
 
 LONG = "the quick brown fox jumps over the lazy dog, and then it sleeps for a long winter"
-
-
-class GatedRuntime(FakeRuntime):
-    """Computes a step only when the test lets it; `steps` holds what was planned."""
-
-    def __init__(self, num_pages: int) -> None:
-        super().__init__(num_pages)
-        self.allow = threading.Semaphore(0)
-        self.started = threading.Semaphore(0)
-        self.plans: list[Plan] = []
-
-    def forward(self, plan: Plan) -> Logits:
-        self.plans.append(plan)
-        self.started.release()
-        assert self.allow.acquire(timeout=20)
-        return super().forward(plan)
-
-    def run_freely(self) -> None:
-        self.allow.release(100_000)
 
 
 def test_a_reply_depends_on_its_past_alone(tmp_path: Path) -> None:

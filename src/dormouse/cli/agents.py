@@ -115,7 +115,7 @@ class _Server:
 @contextmanager
 def _source(settings: Settings) -> Iterator[_Folder | _Server]:
     try:
-        store = BlockStore.open(settings.data_dir, quota_nbytes=int(settings.disk_quota_gb * 1e9))
+        store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
     except StoreLocked as locked:
         url = f"http://{settings.host}:{settings.port}"
         with httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client:

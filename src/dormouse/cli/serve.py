@@ -40,7 +40,7 @@ def _run(settings: Settings) -> None:
             stack = Stack.open(settings, on_progress)
         try:
             server = Server(
-                create_app(stack.served, stack.store, max_body_nbytes=int(settings.max_body_mb * 1e6)),
+                create_app(stack.served, stack.store, max_body_nbytes=settings.max_body_nbytes),
                 stack.served.engine,
                 grace_s=settings.grace_s,
                 on_ready=lambda url: _announce(settings, stack, url, time.monotonic() - started),

@@ -66,7 +66,7 @@ def gc(
 
 
 def _open(settings: Settings) -> BlockStore:
-    return BlockStore.open(settings.data_dir, quota_nbytes=int(settings.disk_quota_gb * 1e9))
+    return BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
 
 
 def _print(document: dict[str, Any], json: bool) -> None:

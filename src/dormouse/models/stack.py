@@ -46,7 +46,7 @@ class Stack:
         """
         folder = resolve(settings.model, settings.models_dir, on_progress=on_progress)
         with ExitStack() as opened:
-            store = BlockStore.open(settings.data_dir, quota_nbytes=int(settings.disk_quota_gb * 1e9))
+            store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
             opened.callback(store.close)
             # In a thread that ends: OpenMP keeps the workers of each thread that ever computed, and
             # with more of them than cores it puts every barrier to sleep (decode was 1.5 times slower).
