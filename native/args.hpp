@@ -11,6 +11,11 @@ constexpr int kTile = 128;  // keys that are dequantized together; aligned at po
 constexpr int kSplit = 512;  // keys after which a partial result is merged; aligned at position 0
 constexpr int kMaxHeadDim = 512;
 
+constexpr int kPanel = 32;                              // outputs of a weight that are computed together
+constexpr int kGroup = 32;                              // inputs that share a scale
+constexpr int kBlock8 = kPanel * kGroup + 2 * kPanel;      // bytes of a group of a panel: numbers, scales
+constexpr int kBlock4 = kPanel * kGroup / 2 + 4 * kPanel;  // numbers, scales, minima
+
 enum class Dtype { F32, BF16 };
 
 // The K or the V half of a layer: offsets in bytes from the page's start.
@@ -103,6 +108,53 @@ struct GateArgs {
     bool gelu;
 };
 
+// x: [rows, inputs]; out: [rows, outputs]; weight as in linear.hpp. The last three are working memory.
+struct LinearArgs {
+    const uint8_t* weight;
+    int bits;
+    int inputs;
+    int outputs;
+    const void* x;
+    int64_t x_stride;
+    const float* bias;  // [outputs] or null
+    void* out;
+    Dtype dtype;
+    float* scales;   // [rows, inputs / kGroup]
+    int32_t* sums;   // [rows, inputs / kGroup]
+    int8_t* q;       // [rows, inputs]
+};
+
+// A quantized linear layer.
+struct Product {
+    const uint8_t* weight;
+    int bits;
+    int inputs;
+    int outputs;
+    const float* bias;  // or null
+};
+
+// A whole layer of a decoder; norms are of its dtype, and null where the model has none.
+struct DecoderLayer {
+    Layer kv;
+    Product qkv, o, gate_up, down;
+    const void* q_norm;
+    const void* k_norm;
+    const void* attention_output_norm;
+    const void* mlp_norm;
+    const void* mlp_output_norm;
+    const float* cos;  // [positions, rotary_dim / 2], or null: no rotation
+    const float* sin;
+    int rotary_dim;
+    int heads;
+    int hidden;
+    int window;  // 0: none
+    float scale;
+    float eps;
+    bool add_one;
+    bool gelu;
+    Dtype dtype;
+};
+
 // The kernels of one instruction set. Row ranges are [begin, end).
 struct Kernels {
     const char* name;
@@ -114,6 +166,9 @@ struct Kernels {
     void (*norm)(const NormArgs&, int64_t begin, int64_t end);
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*gate)(const GateArgs&, int64_t begin, int64_t end);
+    size_t (*linear_scratch)(const LinearArgs&);  // bytes
+    void (*quantize)(const LinearArgs&, int64_t begin, int64_t end);
+    void (*product)(const LinearArgs&, int panel, int64_t begin, int64_t end, void* scratch);
 };
 
 // dispatch.cpp: the instruction sets that this machine runs, best first, and the one in use.
@@ -122,7 +177,9 @@ const Kernels& isa_at(int index);
 const Kernels& kernels();
 bool use_isa(const char* name);
 
-// Memory of the calling thread, 64-byte aligned, kept until the thread ends; `slot` 0 or 1.
+// Memory of the calling thread, page aligned, kept until the thread ends. Slot 0 is of tasks, 1 of the kernel
+// that cuts them, from 2 on of the layer that calls kernels.
+constexpr int kScratchSlots = 5;
 void* scratch(int slot, size_t nbytes);
 
 void write_kv(const WriteArgs&, int64_t rows, int num_threads);
@@ -130,5 +187,18 @@ void attend(const AttendArgs&, int num_threads);
 void norm(const NormArgs&, int64_t rows, int num_threads);
 void rope(const RopeArgs&, int64_t rows, int num_threads);
 void gate(const GateArgs&, int64_t rows, int num_threads);
+
+int64_t packed_nbytes(int64_t outputs, int64_t inputs, int bits);
+// weight: [outputs, inputs]. Returns the root mean square of the rounding errors over that of the weights.
+double pack_weight(const float* weight, int64_t outputs, int64_t inputs, int bits, uint8_t* packed, int num_threads);
+// The first half of a layer, up to the KV: q is left in `qkv`, [rows, outputs of qkv], normed and rotated.
+void project(const DecoderLayer&, const void* x, int64_t rows, const int64_t* positions, const int64_t* slots,
+             uint8_t* arena, void* qkv, int num_threads);
+// The second half, from attention on. `args` has all but what the layer knows. `residual` [rows, hidden] is added
+// to in place; `out` [rows, hidden] is its norm by `next_norm`.
+void complete(const DecoderLayer&, AttendArgs args, int64_t rows, void* residual, const void* next_norm, void* out,
+              int num_threads);
+// The working memory of `args` is allocated here.
+void linear(LinearArgs args, int64_t rows, int num_threads);
 
 }  // namespace dormouse

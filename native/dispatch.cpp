@@ -19,6 +19,9 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512vnni {
+extern const Kernels table;
+}
 namespace avx512bf16 {
 extern const Kernels table;
 }
@@ -27,7 +30,7 @@ extern const Kernels table;
 namespace {
 
 struct Available {
-    const Kernels* tables[4];
+    const Kernels* tables[5];
     int count = 0;
 
     Available() {
@@ -35,7 +38,9 @@ struct Available {
         __builtin_cpu_init();
         const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-        if (avx512 && __builtin_cpu_supports("avx512bf16")) tables[count++] = &avx512bf16::table;
+        const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+        if (vnni && __builtin_cpu_supports("avx512bf16")) tables[count++] = &avx512bf16::table;
+        if (vnni) tables[count++] = &avx512vnni::table;
         if (avx512) tables[count++] = &avx512::table;
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables[count++] = &avx2::table;
 #endif
@@ -82,7 +87,7 @@ bool use_isa(const char* name) {
 
 void* scratch(int slot, size_t nbytes) {
     // Kept per thread: fresh memory of this size would cost a page fault per 4 KiB on every call.
-    thread_local Buffer buffers[2];
+    thread_local Buffer buffers[kScratchSlots];
     Buffer& buffer = buffers[slot];
     if (buffer.capacity < nbytes) {
         const size_t rounded = (nbytes + 4095) / 4096 * 4096;

@@ -5,19 +5,6 @@
 
 namespace dormouse::DORMOUSE_ISA {
 
-inline F load_as(const void* from, Dtype dtype, int64_t i) {
-    return dtype == Dtype::F32 ? load(static_cast<const float*>(from) + i)
-                               : load_bf16(static_cast<const uint16_t*>(from) + i);
-}
-
-inline void store_as(void* to, Dtype dtype, int64_t i, F x) {
-    if (dtype == Dtype::F32) {
-        store(static_cast<float*>(to) + i, x);
-    } else {
-        store_bf16(static_cast<uint16_t*>(to) + i, x);
-    }
-}
-
 // The sum is rounded to the dtype before it is normed: what the next layer reads is what was normed.
 inline void add_to_residual(const NormArgs& args, int64_t row) {
     for (int64_t i = row * args.dim; i < (row + 1) * args.dim; i += kLanes) {

@@ -9,65 +9,12 @@
 #include <tuple>
 #include <vector>
 
-#include "args.hpp"
+#include "bindings.hpp"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 using namespace dormouse;
 
 namespace {
-
-using Tensor = nb::ndarray<nb::device::cpu>;
-using Arena = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Ints = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Table = nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Longs = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void require(bool fine, const char* message) {
-    if (!fine) throw nb::value_error(message);
-}
-
-Dtype dtype_of(const Tensor& tensor, const char* name) {
-    const nb::dlpack::dtype dtype = tensor.dtype();
-    if (dtype == nb::dtype<float>()) return Dtype::F32;
-    if (dtype.code == uint8_t(nb::dlpack::dtype_code::Bfloat) && dtype.bits == 16) return Dtype::BF16;
-    throw nb::type_error((std::string(name) + " must be float32 or bfloat16").c_str());
-}
-
-void require_dtype(const Tensor& tensor, Dtype dtype, const char* name) {
-    if (dtype_of(tensor, name) != dtype) {
-        throw nb::type_error((std::string(name) + " has another dtype than its companion").c_str());
-    }
-}
-
-// Contiguous but for the first dimension, whose stride is returned.
-int64_t row_stride(const Tensor& tensor, const char* name) {
-    int64_t expected = 1;
-    for (size_t i = tensor.ndim(); i-- > 1;) {
-        const bool contiguous = tensor.shape(i) == 1 || tensor.stride(i) == expected;
-        require(contiguous, (std::string(name) + " must be contiguous within a row").c_str());
-        expected *= int64_t(tensor.shape(i));
-    }
-    require(tensor.shape(0) <= 1 || tensor.stride(0) >= expected, (std::string(name) + " has overlapping rows").c_str());
-    return tensor.shape(0) <= 1 ? expected : tensor.stride(0);
-}
-
-void require_shape(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
-    bool same = tensor.ndim() == shape.size();
-    for (size_t i = 0; same && i < shape.size(); ++i) same = int64_t(tensor.shape(i)) == shape[i];
-    if (same) return;
-    std::string message = std::string(name) + " must have the shape [";
-    for (size_t i = 0; i < shape.size(); ++i) message += (i ? ", " : "") + std::to_string(shape[i]);
-    throw nb::value_error((message + "]").c_str());
-}
-
-// [rows, a, b] or [rows, a]: contiguous in full.
-void require_contiguous(const Tensor& tensor, const char* name) {
-    int64_t row = 1;
-    for (size_t i = 1; i < tensor.ndim(); ++i) row *= int64_t(tensor.shape(i));
-    require(row_stride(tensor, name) == row, (std::string(name) + " must be contiguous").c_str());
-}
 
 using HalfTuple = std::tuple<int, int, int64_t, int64_t, int64_t>;
 
@@ -104,11 +51,6 @@ Layer make_layer(const HalfTuple& k, const HalfTuple& v, int kv_heads, int block
     return layer;
 }
 
-void require_arena(const Arena& arena, const Layer& layer) {
-    require(int64_t(arena.shape(1)) == layer.block_nbytes, "arena must be [num_pages, block_nbytes]");
-    require(reinterpret_cast<uintptr_t>(arena.data()) % 4 == 0, "arena must be aligned to 4 bytes");
-}
-
 void bind_write_kv(Arena arena, const Layer& layer, Tensor k, Tensor v, Longs slots, int num_threads) {
     const int64_t rows = int64_t(slots.shape(0));
     require_arena(arena, layer);
@@ -125,24 +67,6 @@ void bind_write_kv(Arena arena, const Layer& layer, Tensor k, Tensor v, Longs sl
                          slots.data()};
     nb::gil_scoped_release release;
     write_kv(args, rows, num_threads);
-}
-
-// Every page that a chunk will read is in the table and in the arena.
-void require_chunks(const AttendArgs& args, int64_t rows, int64_t num_pages) {
-    require(args.row_offsets[0] == 0 && args.row_offsets[args.num_chunks] == rows,
-            "row_offsets must run from 0 to the number of rows");
-    const int block = args.layer->block_size;
-    for (int i = 0; i < args.num_chunks; ++i) {
-        const int64_t tokens = int64_t(args.row_offsets[i + 1]) - args.row_offsets[i], start = args.starts[i];
-        require(tokens >= 0, "row_offsets must not decrease");
-        require(start >= 0 && start + tokens <= int64_t(args.max_pages) * block, "page_table is too short for a chunk");
-        if (tokens == 0) continue;
-        const int64_t first = args.window ? (start - args.window + 1 > 0 ? start - args.window + 1 : 0) : 0;
-        for (int64_t p = first / block; p <= (start + tokens - 1) / block; ++p) {
-            const int32_t page = args.page_table[int64_t(i) * args.max_pages + p];
-            require(page >= 0 && page < num_pages, "page_table names a page outside the arena");
-        }
-    }
 }
 
 void bind_attend(Arena arena, const Layer& layer, Tensor q, Tensor out, Ints row_offsets, Ints starts, Table page_table,
@@ -258,4 +182,6 @@ NB_MODULE(_native, m) {
     m.def("rope", &bind_rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "positions"_a.noconvert(),
           "num_threads"_a);
     m.def("gate", &bind_gate, "gate_up"_a.noconvert(), "out"_a.noconvert(), "gelu"_a, "num_threads"_a);
+    bind_linears(m);
+    bind_layers(m);
 }

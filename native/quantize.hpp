@@ -5,6 +5,19 @@
 
 namespace dormouse::DORMOUSE_ISA {
 
+inline F load_as(const void* from, Dtype dtype, int64_t i) {
+    return dtype == Dtype::F32 ? load(static_cast<const float*>(from) + i)
+                               : load_bf16(static_cast<const uint16_t*>(from) + i);
+}
+
+inline void store_as(void* to, Dtype dtype, int64_t i, F x) {
+    if (dtype == Dtype::F32) {
+        store(static_cast<float*>(to) + i, x);
+    } else {
+        store_bf16(static_cast<uint16_t*>(to) + i, x);
+    }
+}
+
 // A row of `dim` values as floats, whatever it is stored as.
 inline void load_row(const void* rows, Dtype dtype, int64_t offset, int dim, float* out) {
     if (dtype == Dtype::F32) {

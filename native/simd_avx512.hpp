@@ -105,6 +105,32 @@ inline W pair_lanes(F even, F odd) {
 }
 #endif
 
+// Each word of `sum` plus the four products of its bytes: unsigned ones of `u`, signed ones of `s`.
+inline W dot_bytes(W sum, W u, W s) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpbusd_epi32(sum, u, s);
+#else
+    const W even = _mm512_madd_epi16(_mm512_and_si512(u, _mm512_set1_epi16(255)),
+                                     _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+    const W odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+    return _mm512_add_epi32(sum, _mm512_add_epi32(even, odd));
+#endif
+}
+inline F whole_floats(W x) { return _mm512_cvtepi32_ps(x); }
+// To the nearest whole number, ties to even.
+inline W whole(F x) { return _mm512_cvtps_epi32(x); }
+inline void store_bytes(int8_t* p, W x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+}
+inline int sum_of(W x) { return _mm512_reduce_add_epi32(x); }
+// The low or the high nibble of each byte.
+inline W nibbles(W x, bool high) {
+    return _mm512_and_si512(high ? _mm512_srli_epi16(x, 4) : x, _mm512_set1_epi8(15));
+}
+inline F load_f16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
 // The first `count` words, zeros in the other lanes; nothing behind them is read.
 inline W load_some(const uint32_t* p, int count) {
     return _mm512_maskz_loadu_epi32(count >= kLanes ? __mmask16(0xffff) : __mmask16((1u << count) - 1), p);

@@ -210,6 +210,57 @@ inline void transpose(W r[16]) {
     }
     for (int i = 0; i < 16; ++i) r[i] = load_words(out[i]);
 }
+// Each word of `sum` plus the four products of its bytes: unsigned ones of `u`, signed ones of `s`.
+inline PartI dot_part(PartI sum, PartW u, PartI s) {
+#ifdef __AVX2__
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256((__m256i)u, _mm256_set1_epi16(255)),
+                                           _mm256_srai_epi16(_mm256_slli_epi16((__m256i)s, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)u, 8), _mm256_srai_epi16((__m256i)s, 8));
+    return (PartI)_mm256_add_epi32((__m256i)sum, _mm256_add_epi32(even, odd));
+#else
+    for (int byte = 0; byte < 4; ++byte) sum += (PartI)(u >> (8 * byte) & 255u) * (s << (24 - 8 * byte) >> 24);
+    return sum;
+#endif
+}
+inline W dot_bytes(W sum, W u, W s) {
+    W out;
+    for (int i = 0; i < kParts; ++i) out.part[i] = (PartW)dot_part((PartI)sum.part[i], u.part[i], (PartI)s.part[i]);
+    return out;
+}
+inline F whole_floats(W x) {
+    return each([&](int i) { return __builtin_convertvector((PartI)x.part[i], PartF); });
+}
+// To the nearest whole number, ties to even.
+inline W whole(F x) {
+    const F rounded = round_even(x);
+    W out;
+    for (int i = 0; i < kParts; ++i) out.part[i] = (PartW)__builtin_convertvector(rounded.part[i], PartI);
+    return out;
+}
+inline void store_bytes(int8_t* p, W x) {
+    uint32_t lane[kLanes];
+    store_words(lane, x);
+    for (int i = 0; i < kLanes; ++i) p[i] = int8_t(lane[i]);
+}
+inline int sum_of(W x) {
+    uint32_t lane[kLanes], sum = 0;
+    store_words(lane, x);
+    for (uint32_t value : lane) sum += value;
+    return int(sum);
+}
+// The low or the high nibble of each byte.
+inline W nibbles(W x, bool high) {
+    W out;
+    for (int i = 0; i < kParts; ++i) out.part[i] = (high ? x.part[i] >> 4 : x.part[i]) & 0x0f0f0f0fu;
+    return out;
+}
+// Finite halves: shifted into place, their exponent is 112 too small.
+inline F load_f16(const uint16_t* p) {
+    uint32_t lane[kLanes];
+    for (int i = 0; i < kLanes; ++i) lane[i] = uint32_t(p[i] & 0x8000) << 16 | uint32_t(p[i] & 0x7fff) << 13;
+    return mul(as_floats(load_words(lane)), set(5.192296858534828e33f));
+}
+
 // The first `count` words, zeros in the other lanes; nothing behind them is read.
 inline W load_some(const uint32_t* p, int count) {
     uint32_t lane[kLanes] = {};

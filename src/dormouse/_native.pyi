@@ -52,3 +52,43 @@ def norm(
 ) -> None: ...
 def rope(x: Array, cos: Array, sin: Array, positions: Array, num_threads: int) -> None: ...
 def gate(gate_up: Array, out: Array, gelu: bool, num_threads: int) -> None: ...
+def packed_nbytes(outputs: int, inputs: int, bits: int) -> int: ...
+def pack_weight(weight: Array, bits: int, packed: Array, num_threads: int) -> float:
+    """Quantize; gives the relative root mean square error."""
+
+def linear(x: Array, weight: Array, bits: int, bias: Array | None, out: Array, num_threads: int) -> None: ...
+
+class DecoderLayer:
+    """A layer whose linear layers are all quantized."""
+
+    @staticmethod
+    def make(
+        kv: Layer,
+        linears: tuple[tuple[Array, int, Array | None], ...],
+        norms: tuple[Array | None, ...],
+        cos: Array | None,
+        sin: Array | None,
+        hidden: int,
+        ffn: int,
+        heads: int,
+        window: int,
+        scale: float,
+        eps: float,
+        add_one: bool,
+        gelu: bool,
+    ) -> DecoderLayer: ...
+    def project(
+        self, x: Array, positions: Array, slots: Array, arena: Array, qkv: Array, num_threads: int
+    ) -> None: ...
+    def complete(
+        self,
+        arena: Array,
+        q: Array,
+        row_offsets: Array,
+        starts: Array,
+        page_table: Array,
+        residual: Array,
+        next_norm: Array,
+        out: Array,
+        num_threads: int,
+    ) -> None: ...

@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="Compute precision; auto is bf16 where the processor has it."
     )
+    weights: Literal["auto", "bf16", "int8", "int4"] = Field(
+        "auto",
+        description="How weights are held; auto is 4 bits for weights that were 4 bits in their file's "
+        "origin, else 8 bits, or bf16 where there are no native kernels.",
+    )
     max_running: int = Field(64, ge=1, description="Sequences in a step.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait; more are answered with 429.")
     step_tokens: int = Field(

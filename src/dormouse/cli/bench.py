@@ -21,7 +21,17 @@ from dormouse.settings import Settings
 
 app = typer.Typer(help="Measure this machine with this model.", no_args_is_help=True)
 
-_SHARED = ("model", "models_dir", "kv_format", "block_size", "arena_tokens", "threads", "device", "dtype")
+_SHARED = (
+    "model",
+    "models_dir",
+    "kv_format",
+    "block_size",
+    "arena_tokens",
+    "threads",
+    "device",
+    "dtype",
+    "weights",
+)
 Repeat = Annotated[int, typer.Option(help="Measurements; medians are reported.", min=1)]
 
 

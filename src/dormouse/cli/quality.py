@@ -22,7 +22,7 @@ from dormouse.settings import Settings
 _SERVED = "bf16,q8,k8v4,q4"
 
 
-@with_settings("model", "models_dir", "block_size", "threads", "device", "dtype", "step_tokens")
+@with_settings("model", "models_dir", "block_size", "threads", "device", "dtype", "weights", "step_tokens")
 def quality(
     settings: Settings,
     text: Annotated[Path, typer.Argument(help="A UTF-8 text file.", exists=True, dir_okay=False)],

@@ -108,6 +108,7 @@ def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
         arena_tokens=arena_tokens,
         device=settings.device,
         dtype=None if settings.dtype == "auto" else settings.dtype,
+        weights=settings.weights,
         threads=settings.threads,
         digests=DigestCache(settings.models_dir / _DIGESTS),
     )

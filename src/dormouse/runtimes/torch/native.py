@@ -30,7 +30,7 @@ class NativeKernels:
 
     def __init__(self, cache: CacheSpec) -> None:
         self._cache = cache
-        self._layers = tuple(_layer(cache, k, v) for k, v in cache.layers)
+        self._layers = tuple(native_layout(cache, index) for index in range(len(cache.layers)))
 
     def write_kv(self, arena: Tensor, layer: int, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """See `Kernels.write_kv`. No two rows may share a slot."""
@@ -119,7 +119,9 @@ def _rows(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _layer(cache: CacheSpec, k: Half, v: Half) -> _native.Layer:
+def native_layout(cache: CacheSpec, layer: int) -> _native.Layer:
+    """Where the K and V of `layer` lie in a page."""
+    k, v = cache.layers[layer]
     return _native.Layer.make(
         _offsets(k),
         _offsets(v),

@@ -18,8 +18,9 @@ from dormouse.runtimes.torch.arena import Arena
 from dormouse.runtimes.torch.config import DecoderConfig
 from dormouse.runtimes.torch.decoder import Decoder, Pass
 from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
-from dormouse.runtimes.torch.kernels import Kernels, RowOps
-from dormouse.runtimes.torch.selection import load_kernels, load_row_ops
+from dormouse.runtimes.torch.kernels import RowOps
+from dormouse.runtimes.torch.layers import LayerOps
+from dormouse.runtimes.torch.selection import bind_layers, linear_maker, load_kernels, load_row_ops
 from dormouse.runtimes.torch.step import Step
 from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader, weight_files
 
@@ -32,7 +33,7 @@ class _Parts:
 
     decoder: Decoder
     arena: Arena
-    kernels: Kernels
+    layers: tuple[LayerOps, ...]
     row_ops: RowOps
 
 
@@ -58,12 +59,14 @@ class TorchRuntime:
         arena_tokens: int,
         device: str = "cpu",
         dtype: str | None = None,
+        weights: str = "bf16",
         threads: int | None = None,
         digests: DigestCache | None = None,
     ) -> TorchRuntime:
         """Load a model folder: config.json and safetensors.
 
-        `dtype` is `bf16` or `fp32`; None takes what the device computes fast. `threads` sets torch's number
+        `dtype` is `bf16` or `fp32`; None takes what the device computes fast. `weights` is one of
+        `selection.WEIGHTS`. `threads` sets torch's number
         of threads for the whole process. `arena_tokens` is rounded up to whole pages. Raises
         UnsupportedModel, ModelFilesMissing, or ModelError when the device is absent or too small.
         """
@@ -77,13 +80,15 @@ class TorchRuntime:
         spec = _model_spec(name, config, fingerprint)
         cache = spec.cache_spec(kv_format, block_size)
         num_pages = -(-arena_tokens // block_size)
-        loader = DecoderLoader(config, Checkpoint(files), target, compute)
+        loader = DecoderLoader(config, Checkpoint(files), target, compute, linear_maker(weights, target))
         with torch.inference_mode():
             decoder = loader.load(min(config.context_length, num_pages * block_size))
         # Outside of inference mode: its tensors could not be written to by `copy_page` later.
         arena = Arena(cache, num_pages, target)
         widths = (config.hidden_size, config.intermediate_size, config.head_dim)
-        parts = _Parts(decoder, arena, load_kernels(cache, target), load_row_ops(widths, target))
+        ops = load_row_ops(widths, target)
+        layers = bind_layers(decoder, cache, load_kernels(cache, target), ops)
+        parts = _Parts(decoder, arena, layers, ops)
         return cls(spec, cache, parts, loader.nbytes)
 
     @property
@@ -125,7 +130,7 @@ class TorchRuntime:
         arena = parts.arena.memory
         with torch.inference_mode():
             step = Step.from_plan(plan, self._cache.block_size, arena.device)
-            logits = Pass(parts.decoder, step, arena, parts.kernels, parts.row_ops).run()
+            logits = Pass(parts.decoder, parts.layers, step, arena, parts.row_ops).run()
         result: Logits = logits.cpu().numpy()
         return result
 

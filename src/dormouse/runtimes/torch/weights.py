@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from dormouse.domain.errors import ModelFilesMissing, UnsupportedModel
 from dormouse.runtimes.torch.config import DecoderConfig
-from dormouse.runtimes.torch.decoder import Decoder, Layer
-from dormouse.runtimes.torch.linear import Linear, make_linear
+from dormouse.runtimes.torch.decoder import Decoder
+from dormouse.runtimes.torch.layers import Layer
+from dormouse.runtimes.torch.linear import Linear
 from dormouse.runtimes.torch.rope import Rope, RopeTable
 
 INDEX = "model.safetensors.index.json"
@@ -161,7 +162,12 @@ class DecoderLoader:
     """Builds a `Decoder` from a checkpoint on one device in one compute dtype, and counts its bytes."""
 
     def __init__(
-        self, config: DecoderConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+        self,
+        config: DecoderConfig,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        make_linear: Callable[[Tensor, Tensor | None], Linear],
     ) -> None:
         check_tensors(config, checkpoint.shapes)
         self.nbytes = 0
@@ -169,6 +175,7 @@ class DecoderLoader:
         self._checkpoint = checkpoint
         self._device = device
         self._dtype = dtype
+        self._make_linear = make_linear
 
     def load(self, num_positions: int) -> Decoder:
         """The decoder, with rope tables for `num_positions` positions."""
@@ -179,7 +186,7 @@ class DecoderLoader:
         if self._device.type != "cpu":
             embedding = embedding.to(self._device, self._dtype)
         head = (
-            make_linear(embedding.to(self._dtype), None)
+            self._make_linear(embedding.to(self._dtype), None)
             if config.tied_embeddings
             else self._linear("lm_head")
         )
@@ -216,7 +223,7 @@ class DecoderLoader:
         weight = torch.cat([self._tensor(f"{name}.weight") for name in names])
         has_bias = f"{names[0]}.bias" in self._checkpoint
         bias = torch.cat([self._tensor(f"{name}.bias") for name in names]) if has_bias else None
-        linear = make_linear(weight, bias)
+        linear = self._make_linear(weight, bias)
         self.nbytes += linear.nbytes
         return linear
 
