@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dormouse.domain.requests import SamplingParams
-from dormouse.engine.sampler import Row, Sampler, token_logprob
+from dormouse.engine.distribution import Row, token_logprob
+from dormouse.engine.sampler import Sampler
 
 EOS = frozenset({0})
 
