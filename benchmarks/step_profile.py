@@ -101,7 +101,9 @@ def profile(engine: Engine, runtime: Runtime, batch: int, sampling: SamplingPara
     medians["other"] = 2 * medians["step"] - sum(medians.values())
     python = 100 * (1 - medians["forward"] / medians["step"])
     figures = {f"{name}_us": round(value, 1) for name, value in medians.items()}
-    return {"batch": batch, "steps": len(clock.steps)} | figures | {"outside_forward_percent": round(python, 2)}
+    return (
+        {"batch": batch, "steps": len(clock.steps)} | figures | {"outside_forward_percent": round(python, 2)}
+    )
 
 
 def _patch(owner: Any, attribute: str, replacement: Any) -> None:

@@ -26,6 +26,9 @@ _Weights = NDArray[np.float64]
 _SPAN = 256
 """Weights that are summed up before a draw looks at them one by one."""
 
+_FLOORS = (-2.0, -4.0, -6.0, -9.0)
+"""Logits below the best one to look down to, one after the other, for the tokens that top_p keeps."""
+
 
 def best(rows: Rows) -> tuple[_Ids, Row]:
     """The first of the best tokens of each row, and its logit; NaN where a row has any."""
@@ -88,8 +91,7 @@ def _candidates(row: Row, p: SamplingParams, total: float | None) -> _Ids:
     if p.top_k:
         ids = _top_candidates(row, p.top_k)
     elif p.top_p < 1 and total is not None:
-        # What is below weighs half of 1 - top_p of the total at most, even if it were all tokens.
-        ids = np.flatnonzero(row >= math.log((1 - p.top_p) * total / (2 * len(row))))
+        ids = _likely_candidates(row, p.top_p * total)
     else:
         ids = np.flatnonzero(row >= np.log(p.min_p))
     if p.top_p < 1:
@@ -114,14 +116,28 @@ def _top_candidates(row: Row, k: int) -> _Ids:
     return kept
 
 
+def _likely_candidates(row: Row, mass: float) -> _Ids:
+    """Some best tokens, ascending, that weigh `mass` together: to sort them all would take milliseconds."""
+    for floor in _FLOORS:
+        ids = np.flatnonzero(row >= floor)
+        if _weights(row[ids]).sum() >= mass:
+            return ids
+    return np.arange(len(row))
+
+
 def _nucleus(ids: _Ids, values: Row, p: float, total: float | None) -> _Ids:
     """The smallest set of best tokens whose probability reaches `p` (arXiv 1904.09751)."""
-    order = np.argsort(-values, kind="stable")
-    weights = _weights(values[order])
+    falling = np.sort(values)[::-1]
+    weights = _weights(falling)
     before = weights.cumsum() - weights
     whole = weights.sum() if total is None else total
-    kept: _Ids = np.sort(ids[order[: max(1, int((before < p * whole).sum()))]])
-    return kept
+    count = max(1, int((before < p * whole).sum()))
+    kept = values > falling[count - 1]
+    # Of those that are as good as the last one, the first.
+    ties = np.flatnonzero(values == falling[count - 1])
+    kept[ties[: count - int(kept.sum())]] = True
+    nucleus: _Ids = ids[kept]
+    return nucleus
 
 
 def _weights(values: Row) -> _Weights:
