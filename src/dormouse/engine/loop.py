@@ -25,8 +25,9 @@ from dormouse.engine.pool import Pool
 from dormouse.engine.reply import Growth, grow
 from dormouse.engine.sampler import Sampler, choose
 from dormouse.engine.saver import Saver
-from dormouse.engine.scheduler import Scheduler, Step
+from dormouse.engine.scheduler import Scheduler
 from dormouse.engine.sequence import Sequence
+from dormouse.engine.step import Step
 from dormouse.runtimes.base import Logits, Runtime
 from dormouse.store.block_store import BlockStore
 

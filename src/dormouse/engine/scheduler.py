@@ -17,40 +17,8 @@ from dormouse.engine.drafts import MOST_DRAFTED, draft_lengths
 from dormouse.engine.loads import Load, Loads
 from dormouse.engine.pool import Pool
 from dormouse.engine.sequence import Sequence, State
+from dormouse.engine.step import Copy, Step, Tail
 from dormouse.store.block_store import BlockStore
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Copy the first `num_tokens` rows of `source` (referenced until done) to `target`."""
-
-    source: int
-    target: int
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """An unfinished block and its page, whose content is good until the step is carried out."""
-
-    sequence: Sequence
-    page: int
-    link: Link
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What the engine carries out, in this order: save the preempted tails, copy, start the loads
-    (nobody awaits them here), compute the plan. `sequences` and `drafts` are those of the plan's chunks; a
-    chunk ends with its draft."""
-
-    preempted: tuple[Tail, ...]
-    copies: tuple[Copy, ...]
-    loads: tuple[Load, ...]
-    plan: Plan
-    sequences: tuple[Sequence, ...]
-    drafts: tuple[Tokens, ...]
-
 
 _Planned = tuple[Sequence, Chunk, Tokens]
 """A sequence, its chunk, and the draft at the end of it."""
