@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     step_tokens: int = Field(
         512, ge=1, description="Prompt tokens computed in a step, beside the decoding sequences."
     )
+    speculation: Literal["auto", "off"] = Field(
+        "auto",
+        description="Compute tokens ahead where a reply quotes what was said before; replies are the same.",
+    )
     request_timeout_s: float = Field(600, gt=0, description="A request that takes longer is cut, in seconds.")
     grace_s: float = Field(
         20, ge=0, description="How long running requests may go on after SIGTERM, in seconds."

@@ -52,7 +52,7 @@ def test_every_named_command_exists() -> None:
         "models": "import list",
         "agents": "ls show rm",
         "store": "stats verify gc",
-        "bench": "prefill decode wake",
+        "bench": "prefill decode edit wake",
     }
     named = {(group, name) for group, names in groups.items() for name in names.split()}
     assert set(ALL) == named | {("serve",), ("chat",), ("quality",), ("doctor",)}

@@ -31,6 +31,12 @@ def test_bench_decode() -> None:
     assert set(row["tokens_per_s"]) == {"1", "3"}
 
 
+def test_bench_edit_quotes_and_says_the_same() -> None:
+    row = measure("bench", "edit", "--tokens", "40", "--repeat", "1")
+    assert row["edit"]["accepted"] > 20
+    assert row["story"]["accepted"] <= row["story"]["drafted"] < 40
+
+
 def test_bench_wake_restarts_for_real() -> None:
     row = measure("bench", "wake", "--context", "300", "--repeat", "1")
     assert {"cold_ttft_ms", "wake_ttft_ms", "ratio"} <= row.keys()

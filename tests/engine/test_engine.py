@@ -15,6 +15,7 @@ from dormouse.domain.errors import (
     DeadlineExceeded,
     EngineDead,
     InvalidRequest,
+    ModelOutputInvalid,
     QueueFull,
     ShuttingDown,
 )
@@ -364,5 +365,7 @@ class NaNRuntime(FakeRuntime):
 def test_nan_fails_its_own_request_only(tmp_path: Path) -> None:
     with opened(tmp_path, runtime=NaNRuntime(32)) as client:
         good, bad = client.submit("good"), client.submit("N bad")
-        assert "NaN" in str(bad.failed().error)
+        error = bad.failed().error
+        assert isinstance(error, ModelOutputInvalid)
+        assert "--dtype fp32" in str(error), "it says what to do"
         good.finished()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dormouse.domain.requests import SamplingParams
-from dormouse.engine.sampler import Row, Sampler, token_logprob
+from dormouse.engine.distribution import Row, token_logprob
+from dormouse.engine.sampler import Sampler, choose
 
 EOS = frozenset({0})
 
@@ -127,3 +128,80 @@ def test_logprobs_sum_to_one(values: list[float]) -> None:
     entry = token_logprob(row(*values), 0, len(values))
     assert math.isclose(sum(math.exp(p) for _, p in entry.top), 1, rel_tol=1e-6)
     assert [p for _, p in entry.top] == sorted((p for _, p in entry.top), reverse=True)
+
+
+def plainly(logits: Row, p: SamplingParams, uniform: float) -> int:
+    """One row's draw as the definitions say it, without any shortcut."""
+    values = (logits - logits.max()) / np.float32(p.temperature)
+    if 0 < p.top_k < len(values):
+        values = np.where(values < np.sort(values)[-p.top_k], -np.inf, values)
+    if p.top_p < 1:
+        order = np.argsort(-values, kind="stable")
+        weights = np.exp(values[order]).astype(np.float64)
+        before = weights.cumsum() - weights
+        kept = order[: max(1, int((before < p.top_p * weights.sum()).sum()))]
+        values = np.where(np.isin(np.arange(len(values)), kept), values, -np.inf)
+    if p.min_p:
+        values = np.where(values < np.log(p.min_p), -np.inf, values)
+    cumulative = np.exp(values).astype(np.float64).cumsum()
+    return int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    vocab_size=st.sampled_from([5, 256, 700, 49152]),
+    top_k=st.sampled_from([0, 1, 3, 50, 900]),
+    top_p=st.sampled_from([1.0, 0.999, 0.95, 0.5, 0.01, 0.0]),
+    min_p=st.sampled_from([0.0, 0.02, 1.0]),
+    temperature=st.sampled_from([0.1, 0.8, 1.0, 2.0]),
+    spread=st.sampled_from([0.0, 0.5, 3.0, 20.0]),
+)
+def test_the_shortcuts_change_no_draw(
+    seed: int, vocab_size: int, top_k: int, top_p: float, min_p: float, temperature: float, spread: float
+) -> None:
+    logits = np.random.default_rng(seed).normal(0, spread, (3, vocab_size)).astype(np.float32)
+    # Ties, as a model of few bits has them.
+    logits = np.round(logits, 1) if seed % 2 else logits
+    params = SamplingParams(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    samplers = [Sampler(params, [], EOS) for _ in logits]
+    expected = [plainly(row, params, s.uniforms(1)[0]) for row, s in zip(logits, samplers, strict=True)]
+    assert choose(logits, [(s, ()) for s in samplers]).tokens == expected
+
+
+def test_neighbours_change_no_draw() -> None:
+    logits = np.random.default_rng(1).normal(0, 3, (19, 49152)).astype(np.float32)
+    many = (
+        SamplingParams(temperature=0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.95),
+        SamplingParams(seed=3, top_k=40, frequency_penalty=1),
+    )
+    together = [Sampler(many[i % 4], [], EOS) for i in range(19)]
+    alone = [Sampler(many[i % 4], [], EOS) for i in range(19)]
+    tokens = choose(logits.copy(), [(sampler, ()) for sampler in together]).tokens
+    assert tokens == [s.sample(row)[0] for s, row in zip(alone, logits.copy(), strict=True)]
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_rows_of_a_draft_are_those_of_single_steps(seed: int | None) -> None:
+    """Penalties count the draft before a row, and every row has its own number of the random stream."""
+    logits = np.random.default_rng(2).normal(0, 1, (6, 40)).astype(np.float32)
+    params = SamplingParams(
+        seed=seed, temperature=1.0 if seed else 0.0, frequency_penalty=1, repetition_penalty=1.5, min_tokens=4
+    )
+    single = Sampler(params, [1, 2], EOS)
+    expected = [single.sample(row.copy())[0] for row in logits]
+    drafting = Sampler(params, [1, 2], EOS)
+    choices = choose(logits.copy(), [(drafting, tuple(expected[:-1]))])
+    assert choices.tokens == expected
+    wrong = choose(logits[:3].copy(), [(drafting, (39, 38))])
+    assert wrong.tokens[0] == expected[0], "what was not taken has changed nothing"
+
+
+def test_numbers_that_are_none_are_seen_in_their_row_only() -> None:
+    logits = np.zeros((4, 300), np.float32)
+    logits[0, 7] = np.nan
+    logits[1, 8] = np.inf
+    logits[2] = -np.inf
+    samplers = [Sampler(SamplingParams(seed=1, top_p=0.9), [], EOS) for _ in logits]
+    assert choose(logits, [(s, ()) for s in samplers]).is_valid == [False, False, False, True]

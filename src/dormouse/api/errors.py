@@ -35,6 +35,7 @@ _TABLE: dict[type[Exception], Status] = {
     errors.Unavailable: Status(503, "server_error", "unavailable"),
     errors.ShuttingDown: Status(503, "server_error", "shutting_down"),
     errors.DeadlineExceeded: Status(504, "server_error", "deadline_exceeded"),
+    errors.ModelOutputInvalid: Status(500, "server_error", "model_output_invalid"),
     errors.EngineDead: Status(500, "server_error", "engine_dead"),
     errors.DormouseError: Status(500, "server_error", None),
 }

@@ -6,12 +6,13 @@ import queue
 import random
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta, Usage
 from dormouse.engine.engine import Engine
 
 _DEADLINE_S = 1800.0
+_GREEDY = SamplingParams(temperature=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,19 @@ class Reply:
 
 
 class PendingReply:
-    """A submitted request. Every token is seen, because log probabilities are asked for."""
+    """A submitted request, greedy unless `sampling` says otherwise. Every token is seen, because log
+    probabilities are asked for."""
 
-    def __init__(self, engine: Engine, prompt: list[int], max_tokens: int, agent: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: list[int],
+        max_tokens: int,
+        agent: str | None = None,
+        sampling: SamplingParams = _GREEDY,
+    ) -> None:
         self._events: queue.SimpleQueue[tuple[float, Event]] = queue.SimpleQueue()
-        sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, top_logprobs=0)
+        sampling = replace(sampling, max_tokens=max_tokens, ignore_eos=True, top_logprobs=0)
         request = Request(
             uuid.uuid4().hex, tuple(prompt), sampling, self._sink, agent, deadline_s=_DEADLINE_S
         )

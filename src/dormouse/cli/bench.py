@@ -1,4 +1,4 @@
-"""`dormouse bench prefill|decode|wake`."""
+"""`dormouse bench prefill|decode|edit|wake`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dormouse.bench.edit import edit as measure_edit
 from dormouse.bench.machine import describe
 from dormouse.bench.speed import decode as measure_decode
 from dormouse.bench.speed import prefill as measure_prefill
@@ -92,12 +93,31 @@ def wake(
         _report("wake", measure_wake(settings, context, repeat), json)
 
 
+@app.command()
+@with_settings(*_SHARED)
+def edit(
+    settings: Settings,
+    tokens: Annotated[int, typer.Option(help="New tokens of each reply.", min=2)] = 400,
+    repeat: Repeat = 5,
+    json: Json = False,
+) -> None:
+    """What speculation gains: a file is given back with a change, and a story that quotes nothing.
+
+    Example: dormouse bench edit --tokens 400 --json
+    """
+    _report("edit", _with_stack(settings, lambda stack: measure_edit(stack, tokens, repeat)), json)
+
+
 def _with_engine(settings: Settings, work: Callable[[Engine], dict[str, Any]]) -> dict[str, Any]:
-    """Run `work` on an engine over an empty store, which is deleted afterwards."""
+    return _with_stack(settings, lambda stack: work(stack.served.engine))
+
+
+def _with_stack(settings: Settings, work: Callable[[Stack], dict[str, Any]]) -> dict[str, Any]:
+    """Run `work` on a stack over an empty store, which is deleted afterwards."""
     with friendly_errors(), tempfile.TemporaryDirectory(prefix="dormouse-bench-") as folder:
         fresh = settings.model_copy(update={"data_dir": Path(folder)})
         with Stack.open(fresh) as stack:
-            return work(stack.served.engine)
+            return work(stack)
 
 
 def _report(name: str, result: dict[str, Any], json: bool) -> None:

@@ -20,6 +20,7 @@ DormouseError
 │   ├── DamagedBlock
 │   ├── DamagedCatalog
 │   └── BlockMissing
+├── ModelOutputInvalid           the model computed NaN for this request; the others go on
 ├── CannotListen                 the address to serve on is not to be had
 └── EngineDead                   the engine loop ended by an error of ours
 
@@ -100,6 +101,16 @@ class UnsupportedModel(ModelError):
 
 class ModelFilesMissing(ModelError):
     """A model folder lacks files; the message lists them."""
+
+
+class ModelOutputInvalid(DormouseError):
+    """The model computed NaN or infinity for one request; the others go on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model computed NaN for this request; try --dtype fp32, and check or download the "
+            "model's weights again if it stays"
+        )
 
 
 class StoreError(DormouseError):

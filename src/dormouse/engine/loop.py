@@ -7,24 +7,27 @@ computed, sample, answer. Everything here runs on the engine thread, but for `st
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from dormouse.domain.blocks import BlockKey, Namespace
-from dormouse.domain.errors import DeadlineExceeded, DormouseError, EngineDead
+from dormouse.domain.blocks import BlockKey, Namespace, Tokens
+from dormouse.domain.errors import DeadlineExceeded, DormouseError, ModelOutputInvalid
 from dormouse.domain.model_spec import cache_namespace
+from dormouse.domain.plan import Chunk
 from dormouse.domain.requests import Failed, Finished, FinishReason, Request, TextDelta
-from dormouse.engine.detokenizer import Detokenizer, Shown, TokenDecoder
+from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
+from dormouse.engine.drafts import Drafter
 from dormouse.engine.loads import Load
 from dormouse.engine.pool import Pool
-from dormouse.engine.sampler import Row, Sampler
+from dormouse.engine.reply import Growth, grow
+from dormouse.engine.sampler import Sampler, choose
 from dormouse.engine.saver import Saver
-from dormouse.engine.scheduler import Scheduler, Step
+from dormouse.engine.scheduler import Scheduler
 from dormouse.engine.sequence import Sequence
+from dormouse.engine.step import Step
 from dormouse.runtimes.base import Logits, Runtime
 from dormouse.store.block_store import BlockStore
 
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 class EngineOptions:
     """Bounds of the engine. Times are in seconds, `token_budget` in prefill tokens a step.
 
+    With `speculate` steps compute guessed tokens too, where that is likely to gain time.
+
     With `sync` a reply's end is answered only when its blocks and history are on disk, or when
     `sync_timeout_s` has passed.
     """
@@ -43,13 +48,15 @@ class EngineOptions:
     max_running: int = 64
     max_queue: int = 256
     load_timeout_s: float = 10.0
+    speculate: bool = True
     sync: bool = False
     sync_timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for health and tools."""
+    """A snapshot for health and tools. Of the `drafted_tokens` that were guessed and computed,
+    `accepted_tokens` were kept; `computed_tokens` has no others."""
 
     num_running: int
     num_waiting: int
@@ -61,6 +68,8 @@ class EngineStats:
     memory_tokens: int
     disk_tokens: int
     generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     preemptions: int
 
 
@@ -140,6 +149,8 @@ class EngineLoop:
             memory_tokens=counts["memory"],
             disk_tokens=counts["disk"],
             generated_tokens=counts["generated"],
+            drafted_tokens=counts["drafted"],
+            accepted_tokens=counts["accepted"],
             preemptions=scheduler.num_preemptions,
         )
 
@@ -173,6 +184,7 @@ class EngineLoop:
             deadline=deadline,
             sampler=Sampler(params, request.prompt, self._eos),
             detokenizer=Detokenizer(self._new_decoder(), params.stop),
+            drafter=Drafter() if self._options.speculate else None,
         )
 
     def abort(self, request_id: str) -> bool:
@@ -214,40 +226,35 @@ class EngineLoop:
         self._sequences.clear()
 
     def _commit(self, step: Step, logits: Logits) -> None:
-        """Count and seal what was computed, then give each sequence that is up to date its token."""
-        rows = iter(logits)
-        for sequence, chunk in zip(step.sequences, step.plan.chunks, strict=True):
-            row = next(rows) if chunk.num_logits else None
-            if row is not None and not math.isfinite(row.max()):
-                self._fail(sequence, EngineDead("the model computed NaN; check its weights"))
-                continue
-            self._counts["computed"] += len(chunk.tokens)
-            sealed = self._scheduler.computed(sequence, len(chunk.tokens))
-            self._saver.save_blocks(sequence, sealed)
-            if row is not None:
-                self._extend(sequence, row)
+        """Sample for each sequence that is up to date and send what is new; then count and seal what was
+        computed, and end what has ended."""
+        planned = tuple(zip(step.sequences, step.plan.chunks, step.drafts, strict=True))
+        choices = choose(logits, [(s.sampler, draft) for s, chunk, draft in planned if chunk.num_logits])
+        growths: list[Growth] = []
+        first = 0
+        for sequence, chunk, draft in planned:
+            growth = grow(sequence, draft, choices, first, self._eos) if chunk.num_logits else Growth()
+            first += chunk.num_logits
+            growths.append(growth)
+            if growth.text or growth.logprobs:
+                sequence.request.sink(TextDelta(growth.text, growth.logprobs))
+        for (sequence, chunk, draft), growth in zip(planned, growths, strict=True):
+            self._settle(sequence, chunk, draft, growth)
 
-    def _extend(self, sequence: Sequence, row: Row) -> None:
-        """Sample one token, show its text, and end the reply where it ends."""
-        if len(sequence.tokens) >= sequence.max_length:
-            self._finish(sequence, FinishReason.LENGTH)  # a request for no tokens: only to warm up
-            return
-        params = sequence.request.sampling
-        token, logprob = sequence.sampler.sample(row)
-        sequence.tokens.append(token)
-        self._counts["generated"] += 1
-        ended = token in self._eos and not params.ignore_eos
-        shown = Shown() if ended else sequence.detokenizer.step(token, logprob)
-        reason = FinishReason.STOP if ended or shown.stop is not None else None
-        if reason is None and len(sequence.tokens) >= sequence.max_length:
-            reason = FinishReason.LENGTH
-        if reason is not None and shown.stop is None:
-            rest = sequence.detokenizer.flush()
-            shown = Shown(shown.text + rest.text, shown.logprobs + rest.logprobs, rest.stop)
-        if shown.text or shown.logprobs:
-            sequence.request.sink(TextDelta(shown.text, shown.logprobs))
-        if reason is not None:
-            self._finish(sequence, FinishReason.STOP if shown.stop else reason, shown.stop)
+    def _settle(self, sequence: Sequence, chunk: Chunk, draft: Tokens, growth: Growth) -> None:
+        # The token of the last row that was used is not computed yet, be it the drafted one.
+        num_accepted = max(0, growth.num_tokens - 1)
+        self._counts["drafted"] += len(draft)
+        self._counts["accepted"] += num_accepted
+        self._counts["generated"] += growth.num_tokens
+        if growth.is_valid or growth.num_tokens:
+            num_computed = len(chunk.tokens) - len(draft) + num_accepted
+            self._counts["computed"] += num_computed
+            self._saver.save_blocks(sequence, self._scheduler.computed(sequence, num_computed))
+        if not growth.is_valid:
+            self._fail(sequence, ModelOutputInvalid())
+        elif growth.reason is not None:
+            self._finish(sequence, growth.reason, growth.stop)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
         finished = Finished(reason, sequence.usage(), stop)

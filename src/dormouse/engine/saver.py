@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 
 from dormouse.domain.agents import AgentId, AgentUpdate
 from dormouse.domain.blocks import Link
-from dormouse.engine.scheduler import Tail
 from dormouse.engine.sequence import Sequence
+from dormouse.engine.step import Tail
 from dormouse.runtimes.base import Runtime
 from dormouse.store.block_store import BlockStore
 

@@ -11,42 +11,17 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, common_prefix
+from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, Tokens, common_prefix
 from dormouse.domain.plan import Chunk, Plan
+from dormouse.engine.drafts import MOST_DRAFTED, draft_lengths
 from dormouse.engine.loads import Load, Loads
 from dormouse.engine.pool import Pool
 from dormouse.engine.sequence import Sequence, State
+from dormouse.engine.step import Copy, Step, Tail
 from dormouse.store.block_store import BlockStore
 
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Copy the first `num_tokens` rows of `source` (referenced until done) to `target`."""
-
-    source: int
-    target: int
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """An unfinished block and its page, whose content is good until the step is carried out."""
-
-    sequence: Sequence
-    page: int
-    link: Link
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What the engine carries out, in this order: save the preempted tails, copy, start the loads
-    (nobody awaits them here), compute the plan. `sequences` are those of the plan's chunks."""
-
-    preempted: tuple[Tail, ...]
-    copies: tuple[Copy, ...]
-    loads: tuple[Load, ...]
-    plan: Plan
-    sequences: tuple[Sequence, ...]
+_Planned = tuple[Sequence, Chunk, Tokens]
+"""A sequence, its chunk, and the draft at the end of it."""
 
 
 @dataclass(slots=True)
@@ -118,8 +93,9 @@ class Scheduler:
             tuple(self._preempted),
             tuple(self._copies),
             self._loads.take_new(),
-            Plan(tuple(chunk for _, chunk in chunks)),
-            tuple(sequence for sequence, _ in chunks),
+            Plan(tuple(chunk for _, chunk, _ in chunks)),
+            tuple(sequence for sequence, _, _ in chunks),
+            tuple(draft for _, _, draft in chunks),
         )
         self._preempted, self._copies = [], []
         return step
@@ -284,25 +260,60 @@ class Scheduler:
 
     # -- the plan ------------------------------------------------------------------------------
 
-    def _chunks(self) -> list[tuple[Sequence, Chunk]]:
+    def _chunks(self) -> list[_Planned]:
         """All decoding sequences, and the budget shared fairly among the prefilling ones."""
         ready = [s for s in self.running if s.state is State.RUNNING]
-        chunks = [(s, self._chunk(s, 1)) for s in ready if s.num_remaining == 1]
+        decoding = [s for s in ready if s.num_remaining == 1]
         prefilling = sorted((s for s in ready if s.num_remaining > 1), key=lambda s: s.num_remaining)
         budget = self._token_budget
+        prefill = []
         for position, sequence in enumerate(prefilling):
             # The shortest come first and leave what they do not need to the others.
             share = max(1, budget // (len(prefilling) - position))
             num_tokens = min(sequence.num_remaining, share)
             if num_tokens <= budget:
-                chunks.append((sequence, self._chunk(sequence, num_tokens)))
+                prefill.append(self._planned(sequence, num_tokens))
                 budget -= num_tokens
-        return chunks
+        drafts = self._drafts(decoding, self._token_budget - budget)
+        return [self._planned(s, 1, drafts.get(s, ())) for s in decoding] + prefill
 
-    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
-        start, end = sequence.num_computed, sequence.num_computed + num_tokens
-        pages = sequence.pages[: -(-end // self._block_size)]
-        return Chunk(tuple(sequence.tokens[start:end]), start, tuple(pages), int(end == len(sequence.tokens)))
+    def _drafts(self, decoding: list[Sequence], num_prefill: int) -> dict[Sequence, Tokens]:
+        """Guesses worth computing, on top of a step of these sequences and `num_prefill` prompt tokens."""
+        guessing = []
+        for sequence in decoding:
+            if sequence.drafter is not None:
+                sequence.drafter.read(sequence.tokens, sequence.num_prompt)
+                if sequence.drafter.has_guess:
+                    guessing.append((sequence, sequence.drafter))
+        chances = [drafter.chance for _, drafter in guessing]
+        rooms = [self._room(sequence) for sequence, _ in guessing]
+        lengths = draft_lengths(chances, rooms, len(decoding), num_prefill)
+        return {
+            sequence: drafter.draft(sequence.tokens, length)
+            for (sequence, drafter), length in zip(guessing, lengths, strict=True)
+            if length
+        }
+
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that may be guessed: within the reply's bound, and within its pages.
+
+        A page that will be needed soon is taken now, unless another sequence may need it to grow.
+        """
+        wanted = min(MOST_DRAFTED, sequence.max_length - len(sequence.tokens) - 1)
+        room = len(sequence.pages) * self._block_size - len(sequence.tokens)
+        if room < wanted and self.pool.num_available > len(self.running):
+            sequence.pages.append(self.pool.allocate())
+            room += self._block_size
+        return min(room, wanted)
+
+    def _planned(self, sequence: Sequence, num_tokens: int, draft: Tokens = ()) -> _Planned:
+        """The next `num_tokens` of a sequence, and its draft behind them."""
+        start = sequence.num_computed
+        end = start + num_tokens
+        tokens = (*sequence.tokens[start:end], *draft)
+        pages = sequence.pages[: -(-(end + len(draft)) // self._block_size)]
+        num_logits = len(draft) + 1 if end == len(sequence.tokens) else 0
+        return sequence, Chunk(tokens, start, tuple(pages), num_logits), draft
 
     def _num_pages(self, sequence: Sequence) -> int:
         return -(-len(sequence.tokens) // self._block_size)

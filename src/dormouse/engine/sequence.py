@@ -8,6 +8,7 @@ from enum import Enum, auto
 from dormouse.domain.blocks import ROOT, Link, Namespace, block_key
 from dormouse.domain.requests import Request, Usage
 from dormouse.engine.detokenizer import Detokenizer
+from dormouse.engine.drafts import Drafter
 from dormouse.engine.sampler import Sampler
 
 
@@ -25,8 +26,8 @@ class Sequence:
     """The engine's side of a request. Owned by the engine thread.
 
     `tokens` is the prompt and what was sampled; the KV of the first `num_computed` of them is in `pages`.
-    `max_length` bounds `len(tokens)`. Times are of the
-    monotonic clock, in seconds.
+    `max_length` bounds `len(tokens)`. `drafter` guesses what comes next, None where that is switched off.
+    Times are of the monotonic clock, in seconds.
     """
 
     request: Request
@@ -37,6 +38,7 @@ class Sequence:
     deadline: float
     sampler: Sampler
     detokenizer: Detokenizer
+    drafter: Drafter | None = None
     state: State = State.WAITING
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)

@@ -59,6 +59,7 @@ class Stack:
                 token_budget=settings.step_tokens,
                 max_running=settings.max_running,
                 max_queue=settings.max_queue,
+                speculate=settings.speculation == "auto",
                 sync=settings.durability == "sync",
             )
             engine = Engine(runtime, store, chat.decode_stream, chat.eos_token_ids, options)
