@@ -17,7 +17,7 @@ from functools import partial
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.errors import DeadlineExceeded, DormouseError, EngineDead
 from dormouse.domain.model_spec import cache_namespace
-from dormouse.domain.requests import Failed, Finished, FinishReason, Request, TextDelta
+from dormouse.domain.requests import Failed, Finished, FinishReason, Request, SamplingParams, TextDelta
 from dormouse.engine.detokenizer import Detokenizer, Shown, TokenDecoder
 from dormouse.engine.loads import Load
 from dormouse.engine.pool import Pool
@@ -101,6 +101,8 @@ class EngineLoop:
         self._unsynced: dict[str, tuple[float, Request, Finished]] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._counts: Counter[str] = Counter()
+        # numpy imports a part of itself on first use (20 ms): not on the first request's time.
+        Sampler(SamplingParams(), (0,), self._eos)
 
     @property
     def max_length(self) -> int:

@@ -12,18 +12,22 @@ import torch
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.domain.errors import ModelError, ModelFilesMissing, UnsupportedModel
 from dormouse.domain.model_spec import ModelSpec
-from dormouse.domain.plan import Plan
+from dormouse.domain.plan import Chunk, Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.torch.arena import Arena
 from dormouse.runtimes.torch.config import DecoderConfig
 from dormouse.runtimes.torch.decoder import Decoder, Pass
 from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
 from dormouse.runtimes.torch.kernels import Kernels, RowOps
+from dormouse.runtimes.torch.mapped import drop_mapped
 from dormouse.runtimes.torch.selection import load_kernels, load_row_ops
 from dormouse.runtimes.torch.step import Step
 from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader, weight_files
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+_WARM_UP = Plan((Chunk(tokens=(0,), start=0, pages=(0,), num_logits=1),))
+"""A decode step. What it writes into the first page is as undefined as what was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,11 @@ class TorchRuntime:
         arena = Arena(cache, num_pages, target)
         widths = (config.hidden_size, config.intermediate_size, config.head_dim)
         parts = _Parts(decoder, arena, load_kernels(cache, target), load_row_ops(widths, target))
-        return cls(spec, cache, parts, loader.nbytes)
+        runtime = cls(spec, cache, parts, loader.nbytes)
+        # Kernels are chosen and scratch memory is made on first use: not on the first request's time.
+        runtime.forward(_WARM_UP)
+        drop_mapped(files)
+        return runtime
 
     @property
     def name(self) -> str:
