@@ -197,6 +197,8 @@ class EngineLoop:
         for load in step.loads:
             buffer = self._runtime.page_buffer(load.page)
             self._store.load(load.link.key, buffer, partial(self._post_loaded, load))
+        if step.ahead:
+            self._store.read_ahead(step.ahead)
         if not step.plan.chunks:
             return False
         self._commit(step, self._runtime.forward(step.plan))

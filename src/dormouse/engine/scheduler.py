@@ -18,6 +18,8 @@ from dormouse.engine.pool import Pool
 from dormouse.engine.sequence import Sequence, State
 from dormouse.store.block_store import BlockStore
 
+_ARENA_PER_AHEAD = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Copy:
@@ -40,11 +42,13 @@ class Tail:
 @dataclass(frozen=True, slots=True)
 class Step:
     """What the engine carries out, in this order: save the preempted tails, copy, start the loads
-    (nobody awaits them here), compute the plan. `sequences` are those of the plan's chunks."""
+    (nobody awaits them here), read `ahead` for those who wait, compute the plan. `sequences` are those of
+    the plan's chunks."""
 
     preempted: tuple[Tail, ...]
     copies: tuple[Copy, ...]
     loads: tuple[Load, ...]
+    ahead: tuple[BlockKey, ...]
     plan: Plan
     sequences: tuple[Sequence, ...]
 
@@ -118,6 +122,7 @@ class Scheduler:
             tuple(self._preempted),
             tuple(self._copies),
             self._loads.take_new(),
+            self._read_ahead(),
             Plan(tuple(chunk for _, chunk in chunks)),
             tuple(sequence for sequence, _ in chunks),
         )
@@ -210,6 +215,31 @@ class Scheduler:
             sequence.was_admitted = True
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
+
+    def _read_ahead(self) -> tuple[BlockKey, ...]:
+        """Blocks that those who wait will load, the first in the queue first; of each sequence once.
+
+        Never more of them at a time than a part of the arena holds: the page cache is not ours alone.
+        """
+        room = self.pool.num_pages // _ARENA_PER_AHEAD
+        keys: list[BlockKey] = []
+        for sequence in self.waiting:
+            if room <= 0:
+                break
+            if sequence.num_ahead is None:
+                wanted = self._to_load(sequence)[:room]
+                sequence.num_ahead = len(wanted)
+                keys += wanted
+            room -= sequence.num_ahead
+        return tuple(keys)
+
+    def _to_load(self, sequence: Sequence) -> list[BlockKey]:
+        """Blocks of a waiting sequence that only the store has now."""
+        match = self._match(sequence)
+        keys = [sequence.link(index).key for index, page in enumerate(match.pages) if page is None]
+        if match.head is not None and match.head_page is None:
+            keys.append(match.head.key)
+        return keys
 
     def _match(self, sequence: Sequence) -> _Match:
         """The longest known prefix, short of the last token, whose logits are still to be computed."""
