@@ -13,7 +13,6 @@ def settle() -> None:
     Modules and weights stay as long as the process. Walking them takes the collector 100 ms, in which no
     stream goes on.
     """
-    gc.collect()
     gc.freeze()
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
