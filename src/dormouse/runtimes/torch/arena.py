@@ -105,6 +105,6 @@ def _reserve(nbytes: int, device: torch.device) -> Tensor:
     memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(memory, dtype=torch.uint8)
-    # A pool gives its first pages first. Fresh memory is the dearest part of a wake on virtual machines.
+    # A pool gives its first pages first, and the first touch of memory is the dearest part of a read.
     tensor[:TOUCHED_NBYTES].zero_()
     return tensor
