@@ -1,6 +1,7 @@
-"""Resident memory of a server over many requests of more agents than its arena holds.
+"""Resident memory of a server: over many requests, and while its agents sleep.
 
-`python -m benchmarks.memory`: 200 requests by 50 agents, one after the other, on an arena that holds 5.
+`python -m benchmarks.memory`: 200 requests by 50 agents, one after the other, on an arena that holds 5; then
+100 agents that only the disk knows, after a restart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 
 from benchmarks.conversation import Conversation
+from benchmarks.resident import Resident
 from benchmarks.server import serve
 from dormouse.bench.machine import describe
 
@@ -28,8 +30,14 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--agents", type=int, default=50)
     parser.add_argument("--held", type=int, default=5, help="agents that the arena holds")
+    parser.add_argument("--asleep", type=int, default=100, help="agents that sleep through a restart")
     options = parser.parse_args()
-    row = measure(options.requests, options.agents, options.held)
+    row = {
+        "benchmark": "memory",
+        **measure(options.requests, options.agents, options.held),
+        "asleep": measure_asleep(options.asleep),
+        "machine": describe(),
+    }
     sys.stdout.write(json.dumps(row, indent=2) + "\n")
     return 0
 
@@ -51,7 +59,6 @@ def measure(num_requests: int, num_agents: int, held: int) -> dict[str, Any]:
         engine = client.get("/health").json()["engine"]
     settled = samples[num_agents - 1]
     return {
-        "benchmark": "memory",
         "requests": num_requests,
         "agents": num_agents,
         "arena_holds": held,
@@ -61,8 +68,25 @@ def measure(num_requests: int, num_agents: int, held: int) -> dict[str, Any]:
         "peak_over_settled_percent": round(100 * (max(samples[num_agents:]) / settled - 1), 2),
         "disk_tokens": engine["disk_tokens"],
         "computed_tokens": engine["computed_tokens"],
-        "machine": describe(),
     }
+
+
+def measure_asleep(num_agents: int) -> dict[str, Any]:
+    """What a restarted server takes while all of its agents sleep, and how soon it was ready."""
+    with tempfile.TemporaryDirectory(prefix="dormouse-memory-") as folder:
+        with serve(Path(folder)) as server, server.client() as client:
+            for number in range(num_agents):
+                Conversation(f"agent-{number}").say(client, f"I am number {number}. " * 60, max_tokens=4)
+            server.stop()
+        with serve(Path(folder)) as server, server.client() as client:
+            health = client.get("/health").json()
+            assert health["engine"]["pages_used"] == health["engine"]["pages_idle"] == 0
+            weights = health["memory"]["weights_nbytes"] / 2**20
+            return {
+                "agents": num_agents,
+                "ready_s": round(server.ready_s, 2),
+                **Resident.of(server.pid).beyond(weights),
+            }
 
 
 def _context(name: str) -> str:

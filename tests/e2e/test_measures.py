@@ -39,7 +39,9 @@ def test_bench_edit_quotes_and_says_the_same() -> None:
 
 def test_bench_wake_restarts_for_real() -> None:
     row = measure("bench", "wake", "--context", "300", "--repeat", "1")
-    assert {"cold_ttft_ms", "wake_ttft_ms", "ratio"} <= row.keys()
+    assert {"cold_ttft_ms", "wake_ttft_ms", "wake_cold_cache_ttft_ms", "ratio"} <= row.keys()
+    assert row["stream_longest_gap_ms"] >= 0 < row["stream_usual_step_ms"]
+    assert len(row["runs"]) == 1
     assert row["recomputed_tokens"] <= 1
     assert row["same_token"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.harness import GREEDY, Client, opened
+from tests.engine.harness import GREEDY, Client, GatedRuntime, opened
 
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey
@@ -153,6 +154,32 @@ def test_others_decode_while_an_agent_loads(tmp_path: Path, monkeypatch: pytest.
         slow.release()
         assert sleeper.finished().usage.disk_tokens == len(TURNS[0]) - 1
     assert sleeper.text == text
+
+
+def test_those_who_wait_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First in the queue first, each once, and no more at a time than a quarter of the arena."""
+    prompts = {name: f"{name}: {TURNS[0] * 2}"[:81] for name in "abc"}  # 5 blocks and the last token
+    with opened(tmp_path / "s") as client:
+        texts = {name: client.ask(prompt, agent=name)[0] for name, prompt in prompts.items()}
+    store = BlockStore.open(tmp_path / "s", quota_nbytes=1 << 30)
+    chains = {agent.id.name: store.chain(agent.id)[:5] for agent in store.agents()}
+    ahead: queue.SimpleQueue[list[BlockKey]] = queue.SimpleQueue()
+    monkeypatch.setattr(store, "read_ahead", lambda keys: ahead.put(list(keys)))
+    runtime = GatedRuntime(32)
+    with opened(tmp_path / "s", store=store, runtime=runtime, max_running=1) as client:
+        running = client.submit("somebody else", replace(GREEDY, max_tokens=3))
+        assert runtime.started.acquire(timeout=20)
+        waiting = {name: client.submit(prompt) for name, prompt in prompts.items()}
+        runtime.allow.release()
+        assert ahead.get(timeout=20) == chains["a"] + chains["b"][:3], "8 of 32 pages"
+        assert runtime.started.acquire(timeout=20)
+        runtime.run_freely()
+        assert running.finished()
+        for name, call in waiting.items():
+            call.finished()
+            assert call.text == texts[name]
+    assert ahead.get_nowait() == chains["c"], "when the first was admitted"
+    assert ahead.empty()
 
 
 def test_a_hung_read_is_given_up_and_its_page_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

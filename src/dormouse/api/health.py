@@ -37,6 +37,10 @@ def router(served: ServedModel, store: BlockStore) -> APIRouter:
             "reasons": reasons,
             "model": served.name,
             "engine": dataclasses.asdict(stats),
+            "memory": {
+                "weights_nbytes": engine.runtime.weights_nbytes,
+                "arena_nbytes": stats.pages_total * engine.runtime.cache.block_nbytes,
+            },
         }
         return JSONResponse(body, 200 if state in ("ok", "degraded") else 503)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ class PendingReply:
         request = Request(
             uuid.uuid4().hex, tuple(prompt), sampling, self._sink, agent, deadline_s=_DEADLINE_S
         )
+        self._started = threading.Event()
         self._submitted = time.monotonic()
         engine.submit(request)
 
@@ -65,8 +67,14 @@ class PendingReply:
                 assert isinstance(event, Finished)
                 return Reply(self._submitted, tuple(times), tuple(tokens), event.usage)
 
+    def wait_for_first_token(self) -> None:
+        """Return once a token came, or the end. Raises TimeoutError."""
+        if not self._started.wait(_DEADLINE_S):
+            raise TimeoutError("no token came")
+
     def _sink(self, event: Event) -> None:
         self._events.put((time.monotonic(), event))
+        self._started.set()
 
 
 def random_prompt(seed: int, num_tokens: int, vocab_size: int) -> list[int]:

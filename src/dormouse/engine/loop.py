@@ -17,7 +17,7 @@ from dormouse.domain.blocks import BlockKey, Namespace, Tokens
 from dormouse.domain.errors import DeadlineExceeded, DormouseError, ModelOutputInvalid
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.plan import Chunk
-from dormouse.domain.requests import Failed, Finished, FinishReason, Request, TextDelta
+from dormouse.domain.requests import Failed, Finished, FinishReason, Request, SamplingParams, TextDelta
 from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
 from dormouse.engine.drafts import Drafter
 from dormouse.engine.loads import Load
@@ -110,6 +110,8 @@ class EngineLoop:
         self._unsynced: dict[str, tuple[float, Request, Finished]] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._counts: Counter[str] = Counter()
+        # numpy imports a part of itself on first use (20 ms): not on the first request's time.
+        Sampler(SamplingParams(), (0,), self._eos)
 
     @property
     def max_length(self) -> int:
@@ -207,6 +209,8 @@ class EngineLoop:
         for load in step.loads:
             buffer = self._runtime.page_buffer(load.page)
             self._store.load(load.link.key, buffer, partial(self._post_loaded, load))
+        if step.ahead:
+            self._store.read_ahead(step.ahead)
         if not step.plan.chunks:
             return False
         self._commit(step, self._runtime.forward(step.plan))

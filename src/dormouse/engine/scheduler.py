@@ -23,6 +23,8 @@ from dormouse.store.block_store import BlockStore
 _Planned = tuple[Sequence, Chunk, Tokens]
 """A sequence, its chunk, and the draft at the end of it."""
 
+_ARENA_PER_AHEAD = 4
+
 
 @dataclass(slots=True)
 class _Match:
@@ -93,6 +95,7 @@ class Scheduler:
             tuple(self._preempted),
             tuple(self._copies),
             self._loads.take_new(),
+            self._read_ahead(),
             Plan(tuple(chunk for _, chunk, _ in chunks)),
             tuple(sequence for sequence, _, _ in chunks),
             tuple(draft for _, _, draft in chunks),
@@ -186,6 +189,31 @@ class Scheduler:
             sequence.was_admitted = True
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
+
+    def _read_ahead(self) -> tuple[BlockKey, ...]:
+        """Blocks that those who wait will load, the first in the queue first; of each sequence once.
+
+        Never more of them at a time than a part of the arena holds: the page cache is not ours alone.
+        """
+        room = self.pool.num_pages // _ARENA_PER_AHEAD
+        keys: list[BlockKey] = []
+        for sequence in self.waiting:
+            if room <= 0:
+                break
+            if sequence.num_ahead is None:
+                wanted = self._to_load(sequence)[:room]
+                sequence.num_ahead = len(wanted)
+                keys += wanted
+            room -= sequence.num_ahead
+        return tuple(keys)
+
+    def _to_load(self, sequence: Sequence) -> list[BlockKey]:
+        """Blocks of a waiting sequence that only the store has now."""
+        match = self._match(sequence)
+        keys = [sequence.link(index).key for index, page in enumerate(match.pages) if page is None]
+        if match.head is not None and match.head_page is None:
+            keys.append(match.head.key)
+        return keys
 
     def _match(self, sequence: Sequence) -> _Match:
         """The longest known prefix, short of the last token, whose logits are still to be computed."""

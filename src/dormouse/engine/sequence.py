@@ -45,6 +45,8 @@ class Sequence:
     memory_tokens: int = 0
     disk_tokens: int = 0
     was_admitted: bool = False
+    num_ahead: int | None = None
+    """Blocks that were read ahead while it waited; None before anybody looked."""
     _chain: list[Link] = field(default_factory=list)
 
     @property

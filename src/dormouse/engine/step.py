@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dormouse.domain.blocks import Link, Tokens
+from dormouse.domain.blocks import BlockKey, Link, Tokens
 from dormouse.domain.plan import Plan
 from dormouse.engine.loads import Load
 from dormouse.engine.sequence import Sequence
@@ -31,12 +31,15 @@ class Tail:
 @dataclass(frozen=True, slots=True)
 class Step:
     """What the engine carries out, in this order: save the preempted tails, copy, start the loads
-    (nobody awaits them here), compute the plan. `sequences` and `drafts` are those of the plan's chunks; a
-    chunk ends with its draft."""
+    (nobody awaits them here), read `ahead` for those who wait, compute the plan.
+
+    `sequences` and `drafts` are those of the plan's chunks; a chunk ends with its draft.
+    """
 
     preempted: tuple[Tail, ...]
     copies: tuple[Copy, ...]
     loads: tuple[Load, ...]
+    ahead: tuple[BlockKey, ...]
     plan: Plan
     sequences: tuple[Sequence, ...]
     drafts: tuple[Tokens, ...]

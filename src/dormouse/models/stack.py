@@ -17,6 +17,7 @@ from dormouse.models.chat import ChatModel
 from dormouse.models.folder import ModelFolder
 from dormouse.models.progress import Progress, no_progress
 from dormouse.models.served import ServedModel
+from dormouse.models.settling import settle, unsettle
 from dormouse.models.sources import resolve
 from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
@@ -64,6 +65,7 @@ class Stack:
             )
             engine = Engine(runtime, store, chat.decode_stream, chat.eos_token_ids, options)
             opened.pop_all()  # all of it is open: from here on `close` is the owner's
+        settle()
         served = ServedModel(folder.name, int(time.time()), chat, engine, settings.request_timeout_s)
         return cls(store, runtime, served)
 
@@ -74,6 +76,7 @@ class Stack:
             log.error("not everything reached the disk: %s", self.store.health())
         self.store.close()
         self.runtime.close()
+        unsettle()
 
     def __enter__(self) -> Stack:
         return self

@@ -38,6 +38,10 @@ class Runtime(Protocol):
     def num_pages(self) -> int:
         """Pages are numbered from 0."""
 
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of weights held in memory."""
+
     def forward(self, plan: Plan) -> Logits:
         """Write the KV of the plan's tokens into their pages and return the wanted logits.
 

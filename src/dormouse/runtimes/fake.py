@@ -65,6 +65,11 @@ class FakeRuntime:
         """Size of the arena."""
         return len(self._arena)
 
+    @property
+    def weights_nbytes(self) -> int:
+        """None are held."""
+        return 0
+
     def forward(self, plan: Plan) -> Logits:
         """Write the rows of every chunk, then read whole sequences back for their logits."""
         for chunk in plan.chunks:

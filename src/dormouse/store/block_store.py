@@ -22,6 +22,7 @@ from dormouse.store.files import BlockFormat
 from dormouse.store.health import HealthReason
 from dormouse.store.keeper import Removal
 from dormouse.store.opening import StoreParts, open_parts
+from dormouse.store.read_ahead import ReadAhead
 from dormouse.store.reader import BlockReader, Done, Load, ReaderPool
 from dormouse.store.rows import BlockRow
 from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
@@ -75,9 +76,9 @@ class StoreStats:
 class BlockStore:
     """Durable blocks and agents of one data folder.
 
-    Three kinds of threads meet here: callers (answers from memory, work through queues), one writer, a few
-    readers. Callbacks run on the store's threads and must neither block nor call what waits (`flush`,
-    `close`, admin writes).
+    Four kinds of threads meet here: callers (answers from memory, work through queues), one writer, a few
+    readers, and one that reads ahead. Callbacks run on the store's threads and must neither block nor call
+    what waits (`flush`, `close`, admin writes).
     """
 
     def __init__(self, parts: StoreParts, options: StoreOptions, clock: Callable[[], float]) -> None:
@@ -99,6 +100,7 @@ class BlockStore:
         )
         self._reader = BlockReader(parts.layout, parts.view, self._formats, parts.counters, self._set_aside)
         self._readers = ReaderPool(self._reader, options.num_readers)
+        self._read_ahead = ReadAhead(parts.layout, parts.view)
 
     @classmethod
     def open(
@@ -156,6 +158,10 @@ class BlockStore:
         if found is not None and len(buffer) != self._format(found.namespace).cache.block_nbytes:
             raise ValueError(f"buffer of {len(buffer)} bytes is not a page")
         self._readers.submit(Load(key, buffer, done))
+
+    def read_ahead(self, keys: Iterable[BlockKey]) -> None:
+        """The blocks will be loaded soon: have the system read their files. A hint, which may be dropped."""
+        self._read_ahead.submit(keys)
 
     def put(self, namespace: Namespace, link: Link, payload: bytes) -> bool:
         """Queue a block to be written. False when it was refused: the queue is full, or nothing is written.
@@ -314,6 +320,7 @@ class BlockStore:
             if self._is_closed:
                 return
             self._is_closed = True
+            self._read_ahead.stop()
             self._readers.stop()
             self._writer.stop()
             if self._view.num_unsaved:

@@ -103,3 +103,12 @@ def test_other_devices_stage_and_upload() -> None:
     buffer[:] = bytes(len(buffer))
     arena.page_loaded(1)
     arena.page_loaded(1)
+
+
+def test_an_arena_of_any_size_can_be_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = spec(KVFormat.K8V4)
+    for touched in (0, cache.block_nbytes + 1, 1 << 30):
+        monkeypatch.setattr("dormouse.runtimes.torch.arena.TOUCHED_NBYTES", touched)
+        arena, payload = filled(cache)
+        assert arena.nbytes == 4 * cache.block_nbytes
+        assert bytes(arena.page_buffer(2)) == payload

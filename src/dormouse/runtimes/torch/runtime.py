@@ -12,7 +12,7 @@ import torch
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.domain.errors import ModelError, ModelFilesMissing, UnsupportedModel
 from dormouse.domain.model_spec import ModelSpec
-from dormouse.domain.plan import Plan
+from dormouse.domain.plan import Chunk, Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.torch.arena import Arena
 from dormouse.runtimes.torch.config import DecoderConfig
@@ -20,11 +20,15 @@ from dormouse.runtimes.torch.decoder import Decoder, Pass
 from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
 from dormouse.runtimes.torch.kernels import RowOps
 from dormouse.runtimes.torch.layers import LayerOps
+from dormouse.runtimes.torch.mapped import drop_mapped
 from dormouse.runtimes.torch.selection import bind_layers, linear_maker, load_kernels, load_row_ops
 from dormouse.runtimes.torch.step import Step
 from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader, weight_files
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+_WARM_UP = Plan((Chunk(tokens=(0,), start=0, pages=(0,), num_logits=1),))
+"""A decode step. What it writes into the first page is as undefined as what was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,11 @@ class TorchRuntime:
         ops = load_row_ops(widths, target)
         layers = bind_layers(decoder, cache, load_kernels(cache, target), ops)
         parts = _Parts(decoder, arena, layers, ops)
-        return cls(spec, cache, parts, loader.nbytes)
+        runtime = cls(spec, cache, parts, loader.nbytes)
+        # Kernels are chosen and scratch memory is made on first use: not on the first request's time.
+        runtime.forward(_WARM_UP)
+        drop_mapped(files)
+        return runtime
 
     @property
     def name(self) -> str:
