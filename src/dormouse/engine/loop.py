@@ -213,7 +213,10 @@ class EngineLoop:
             self._store.read_ahead(step.ahead)
         if not step.plan.chunks:
             return False
-        self._commit(step, self._runtime.forward(step.plan))
+        begun = time.monotonic()
+        logits = self._runtime.forward(step.plan)
+        self._scheduler.took(step, time.monotonic() - begun)
+        self._commit(step, logits)
         return True
 
     def end(self, error: DormouseError, *, trust_pages: bool) -> None:

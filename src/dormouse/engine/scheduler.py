@@ -15,6 +15,7 @@ from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, Tokens, comm
 from dormouse.domain.plan import Chunk, Plan
 from dormouse.engine.drafts import MOST_DRAFTED, draft_lengths
 from dormouse.engine.loads import Load, Loads
+from dormouse.engine.pace import Pace
 from dormouse.engine.pool import Pool
 from dormouse.engine.sequence import Sequence, State
 from dormouse.engine.step import Copy, Step, Tail
@@ -40,7 +41,8 @@ class _Match:
 
 
 class Scheduler:
-    """Owned by the engine thread. `token_budget` bounds the prefill tokens of a step."""
+    """Owned by the engine thread. `token_budget` bounds the prefill tokens of a step; beside streams that
+    decode, `Pace` does."""
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._store = store
         self._block_size = block_size
-        self._token_budget = token_budget
+        self._pace = Pace(token_budget)
         self._max_running = max_running
         self._loads = Loads(pool, store, load_timeout_s)
         self._copies: list[Copy] = []
@@ -111,6 +113,13 @@ class Scheduler:
         """A read returned; if it failed, those who waited compute what is missing."""
         for sequence in self._loads.returned(load, ok=ok):
             self._requeue(sequence)
+
+    def took(self, step: Step, seconds: float) -> None:
+        """The step's computation took `seconds`."""
+        chunks = zip(step.plan.chunks, step.drafts, strict=True)
+        lengths = [len(chunk.tokens) - len(draft) for chunk, draft in chunks]
+        prompt = sum(length for length in lengths if length > 1)
+        self._pace.observe(lengths.count(1), prompt, seconds)
 
     def computed(self, sequence: Sequence, num_tokens: int) -> list[tuple[int, Link]]:
         """Count computed tokens; names, registers and returns the blocks that they filled."""
@@ -293,7 +302,7 @@ class Scheduler:
         ready = [s for s in self.running if s.state is State.RUNNING]
         decoding = [s for s in ready if s.num_remaining == 1]
         prefilling = sorted((s for s in ready if s.num_remaining > 1), key=lambda s: s.num_remaining)
-        budget = self._token_budget
+        budget = whole = self._pace.budget(len(decoding))
         prefill = []
         for position, sequence in enumerate(prefilling):
             # The shortest come first and leave what they do not need to the others.
@@ -302,7 +311,7 @@ class Scheduler:
             if num_tokens <= budget:
                 prefill.append(self._planned(sequence, num_tokens))
                 budget -= num_tokens
-        drafts = self._drafts(decoding, self._token_budget - budget)
+        drafts = self._drafts(decoding, whole - budget)
         return [self._planned(s, 1, drafts.get(s, ())) for s in decoding] + prefill
 
     def _drafts(self, decoding: list[Sequence], num_prefill: int) -> dict[Sequence, Tokens]:

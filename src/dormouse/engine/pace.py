@@ -1,0 +1,46 @@
+"""How many prompt tokens a step may take beside streams that decode: so many that these hardly notice.
+
+Measured, not configured: the cost of a token depends on model, machine and context. What a step computes is
+row invariant, so that its size changes no result.
+"""
+
+from __future__ import annotations
+
+MOST_STEPS = 2.5
+"""A step with prompt tokens aims at so many times an ordinary decode step: below three with some noise."""
+
+LEAST = 32
+"""Fewer tokens would read the whole context for too little; prompts must go on, too."""
+
+_WEIGHT = 0.25
+"""Of the newest measurement in the running means."""
+
+
+class Pace:
+    """Owned by the engine thread. `token_budget` bounds the prompt tokens of every step."""
+
+    def __init__(self, token_budget: int) -> None:
+        self._token_budget = token_budget
+        self._decode_s: float | None = None
+        self._token_s: float | None = None
+
+    def budget(self, num_decoding: int) -> int:
+        """Prompt tokens for a step beside `num_decoding` streams."""
+        if not num_decoding or self._decode_s is None or self._token_s is None:
+            return self._token_budget
+        affordable = int((MOST_STEPS - 1) * self._decode_s / self._token_s)
+        return min(self._token_budget, max(LEAST, affordable))
+
+    def observe(self, num_decoding: int, num_prompt: int, seconds: float) -> None:
+        """A step of so many streams and prompt tokens took `seconds`."""
+        if num_prompt:
+            beside = self._decode_s or 0.0 if num_decoding else 0.0
+            # Never nothing: a step may be quicker than the streams alone were on average.
+            token_s = max(seconds - beside, 0.1 * seconds) / num_prompt
+            self._token_s = _mean(self._token_s, token_s)
+        elif num_decoding:
+            self._decode_s = _mean(self._decode_s, seconds)
+
+
+def _mean(before: float | None, value: float) -> float:
+    return value if before is None else before + _WEIGHT * (value - before)
