@@ -27,12 +27,20 @@ TABLE = (5, 2, 9, 0)
 @pytest.fixture(scope="session")
 def toy_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy-llama")
-    save_toy("llama", folder)
+    save_toy("llama", folder, changes={"intermediate_size": 128})  # so that its weights can be quantized
     return folder
 
 
 @pytest.fixture(
-    params=["fake", "torch-bf16-k8v4", "torch-fp32-q8", "torch-bf16-bf16", "torch-bf16-k8v4-no-native"]
+    params=[
+        "fake",
+        "torch-bf16-k8v4",
+        "torch-fp32-q8",
+        "torch-bf16-bf16",
+        "torch-bf16-k8v4-no-native",
+        "torch-bf16-k8v4-int8",
+        "torch-fp32-q4-int4",
+    ]
 )
 def make(
     request: pytest.FixtureRequest, toy_llama: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,8 +49,11 @@ def make(
     if name == "fake":
         return lambda: FakeRuntime(NUM_PAGES, block_size=BLOCK)
     dtype, kv_format, *path = rest
-    if path:
+    if "no-native" in path:
         monkeypatch.setenv("DORMOUSE_NO_NATIVE", "1")
+    weights = path[0] if path and "no-native" not in path else "bf16"
+    if weights != "bf16":
+        pytest.importorskip("dormouse._native", reason="quantized weights need the native module")
     return lambda: TorchRuntime.load(
         toy_llama,
         name="toy",
@@ -50,6 +61,7 @@ def make(
         block_size=BLOCK,
         arena_tokens=NUM_PAGES * BLOCK,
         dtype=dtype,
+        weights=weights,
     )
 
 
