@@ -11,6 +11,8 @@ from benchmarks.compare.rows import Row, Table
 from benchmarks.compare.scale import Scale
 
 Tables = Mapping[str, Table]
+Reach = Callable[[Tables, str], float]
+_LLAMACPP = ("llamacpp", "llamacpp-q8q4")
 
 
 class NotMeasured(Exception):
@@ -25,7 +27,7 @@ class Figure:
     aim: float
     unit: str
     more_is_better: bool
-    reach: Callable[[Tables, str], float]
+    reach: Reach
 
     def render_aim(self) -> str:
         """The aim as the page shows it."""
@@ -52,52 +54,66 @@ def figures(scale: Scale) -> list[Figure]:
     alone = decode.case_of(1, short_context)
     alone_long = decode.case_of(1, scale.decode_long[0])
     large = [batch for batch in batches if batch >= 8] or [max(batches)]
+
+    def against(what: str, aim: float, workload: str, case: str, metric: str, *rivals: str) -> Figure:
+        return Figure(what, aim, "x", True, _Against(workload, case, metric, rivals))
+
+    def asleep(metric: str) -> Reach:
+        return lambda tables, name: _median(tables, "density", name, density.ASLEEP, metric)
+
     return [
-        _against(f"prefill of {long}, against vLLM", 1.3, "prefill", long, prefill.SPEED, "vllm"),
-        _against(f"prefill of {long}, against llama.cpp", 10, "prefill", long, prefill.SPEED, "llamacpp"),
-        _against("decode alone, short context, against llama.cpp", 1.1, "decode", alone, decode.SPEED,
-                 "llamacpp", "llamacpp-q8q4"),
-        _against("decode alone, short context, against vLLM", 3, "decode", alone, decode.SPEED, "vllm"),
-        _against("decode alone at 4K context, against llama.cpp with the same KV bits", 2, "decode", alone_long,
-                 decode.SPEED, "llamacpp-q8q4"),
-        *(_against(f"decode in a batch of {batch}, against the better peer", 2, "decode",
-                   decode.case_of(batch, short_context), decode.SPEED) for batch in large),
-        Figure("wake after a restart: first token in", 50, "ms", False, lambda tables, name: 1000 * _wake(tables, name)),
+        against(f"prefill of {long}, against vLLM", 1.3, "prefill", long, prefill.SPEED, "vllm"),
+        against(f"prefill of {long}, against llama.cpp", 10, "prefill", long, prefill.SPEED, "llamacpp"),
+        against(f"decode {alone}, against llama.cpp", 1.1, "decode", alone, decode.SPEED, *_LLAMACPP),
+        against(f"decode {alone}, against vLLM", 3, "decode", alone, decode.SPEED, "vllm"),
+        against(
+            f"decode {alone_long}, against llama.cpp with the same KV bits",
+            2, "decode", alone_long, decode.SPEED, "llamacpp-q8q4",
+        ),
+        *(
+            against(f"decode {case}, against the better peer", 2, "decode", case, decode.SPEED)
+            for case in (decode.case_of(batch, short_context) for batch in large)
+        ),
+        Figure("wake after a restart: first token in", 50, "ms", False, _wake_ms),
         Figure("the same, against our own first contact", 50, "x", True, _wake_against_cold),
         Figure("the same, as a part of vLLM's warm hit in memory", 1 / 3, "", False, _wake_against_warm),
-        Figure("the same, against llama.cpp's slot restored by hand, with its first token", 1, "x", True,
-               _wake_against_slot),
-        _against("`agents`: time to first token p95, against the better peer", 10, "agents", agents.ROTATION,
-                 agents.P95),
+        Figure("the same, against llama.cpp's slot restored by hand", 1, "x", True, _wake_against_slot),
+        against("`agents`: p95, against the better peer", 10, "agents", agents.ROTATION, agents.P95),
         Figure("`mixed`: longest gap, in normal steps", 3, "", False, _longest_gap),
-        Figure(f"ready to serve, with a store of {scale.asleep} agents", 6, "s", False,
-               lambda tables, name: _median(tables, "density", name, density.ASLEEP, density.READY)),
-        Figure(f"resident beyond weights and arena, {scale.asleep} agents asleep", 150, "MB", False,
-               lambda tables, name: _median(tables, "density", name, density.ASLEEP, density.BEYOND)),
+        Figure(f"ready, with a store of {scale.asleep} agents", 6, "s", False, asleep(density.READY)),
+        Figure(
+            f"resident beyond weights and arena, {scale.asleep} agents asleep",
+            150, "MB", False, asleep(density.BEYOND),
+        ),
     ]  # fmt: skip
 
 
-def better(ours: float, theirs: float, *, more_is_better: bool) -> float:
-    """How many times better ours is."""
-    return ours / theirs if more_is_better else theirs / ours
+def better(ours: Row, theirs: Row) -> float:
+    """How many times better our median is."""
+    return ours.median / theirs.median if ours.more_is_better else theirs.median / ours.median
 
 
-def _against(what: str, aim: float, workload: str, case: str, metric: str, *rivals: str) -> Figure:
-    """A figure against the best of `rivals`; of all peers, if none is named."""
+@dataclass(frozen=True)
+class _Against:
+    """How many times better than the best of `rivals` on one metric; of all peers, if none is named."""
 
-    def reach(tables: Tables, name: str) -> float:
-        ours = _row(tables, workload, name, case, metric)
-        theirs = [
-            row.median
-            for row in _table(tables, workload).rows
-            if (row.case, row.metric) == (case, metric) and row.samples
-            and (row.server in rivals if rivals else not row.server.startswith("dormouse"))
-        ]  # fmt: skip
-        if not theirs:
-            raise NotMeasured(f"`{workload}` of {', '.join(rivals) or 'any peer'}")
-        return min(better(ours.median, rival, more_is_better=ours.more_is_better) for rival in theirs)
+    workload: str
+    case: str
+    metric: str
+    rivals: tuple[str, ...]
 
-    return Figure(what, aim, "x", True, reach)
+    def __call__(self, tables: Tables, name: str) -> float:
+        table = _table(tables, self.workload)
+        ours = _row(tables, self.workload, name, self.case, self.metric)
+        rivals = self.rivals or [server for server, facts in table.servers.items() if not facts["ours"]]
+        rows = [row for rival in rivals if (row := table.find(rival, self.case, self.metric))]
+        if not rows:
+            raise NotMeasured(f"`{self.workload}` of {', '.join(rivals)}")
+        return min(better(ours, row) for row in rows)
+
+
+def _wake_ms(tables: Tables, name: str) -> float:
+    return 1000 * _wake(tables, name)
 
 
 def _wake(tables: Tables, name: str) -> float:

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from dormouse.bench.machine import isa_flags
 from dormouse.models.sources import resolve
 from dormouse.settings import Settings
@@ -180,6 +178,9 @@ def _mlx(environment: Environment) -> str:
 
     In bf16 its products are loops of its own on a CPU: 3 GFLOP/s, where MKL in fp32 has 50 and more.
     """
+    # This imports torch, which nothing else here needs.
+    from safetensors.torch import load_file, save_file
+
     environment.pip("install", *_MLX)
     source = resolve("smollm2", Settings().models_dir).path
     shutil.copytree(source, MLX_MODEL, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -73,6 +73,7 @@ class Peer:
     """The folder below the server's own in which agents sleep; None if they do not."""
 
     slots: Slots | None = None
+    ours: bool = False
     only: frozenset[str] = frozenset()
     """The workloads that it is measured in; all, if none is named."""
 
@@ -81,6 +82,7 @@ class Peer:
         shown = self.launch(8000, Path("DATA"), KVBudget(10**9, 16))
         return {
             "version": self.version,
+            "ours": self.ours,
             "weights": self.weights,
             "kv": self.kv,
             "kv_token_nbytes": round(self.kv_token_nbytes),
@@ -122,6 +124,7 @@ def _dormouse(name: str, flags: list[str]) -> Peer:
         kv=str(kv_format),
         kv_token_nbytes=cache.token_nbytes,
         store=name,
+        ours=True,
         model="smollm2",
         launch=launch,
     )

@@ -35,10 +35,10 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """The row with its median and spread."""
+        if not self.samples:
+            return asdict(self)
         spread = {"median": self.median, "min": min(self.samples), "max": max(self.samples)}
-        return asdict(self) | (
-            {key: round(value, 4) for key, value in spread.items()} if self.samples else {}
-        )
+        return asdict(self) | {key: round(value, 4) for key, value in spread.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Row:
