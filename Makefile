@@ -54,7 +54,7 @@ peers: install ## Install the servers that Dormouse is compared with, each below
 	@$(BIN)/python -m benchmarks.compare.install $(ARGS)
 
 compare: install ## Compare with the peers and write docs/benchmarks.md: 40 quiet minutes (after `make peers`)
-	$(BIN)/python -m benchmarks.compare --out docs/measurements/compare --page $(ARGS)
+	$(BIN)/python -m benchmarks.compare --out docs/measurements/compare $(ARGS)
 
 coverage: install ## Branch coverage of the tests
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,8 @@ WORKLOADS = (*ROOMY, *TIGHT)
 def main() -> int:
     """Run the chosen workloads; their tables replace those of earlier runs."""
     options = _parser().parse_args()
+    # Told to end, it ends its servers first: those that are paused would stay for ever.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     model = resolve("smollm2", Settings().models_dir)
     variants = dict(variant.partition("=")[::2] for variant in options.dormouse or ["dormouse="])
     chosen = _choose(peers(model.path, variants), options.servers)
@@ -47,8 +50,8 @@ def main() -> int:
         raise SystemExit(f"no workload is called {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     with tempfile.TemporaryDirectory(prefix="dormouse-compare-", dir=options.scratch) as scratch:
         run.measure(only, Path(scratch))
-    if options.page:
-        page.write(options.out)
+    written = page.write(options.out)
+    run.say(f"written: {written}")
     return 0
 
 
@@ -125,11 +128,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a Dormouse with more flags of `dormouse serve`, e.g. 'dormouse-q4=--kv-format q4'; "
         "may be repeated",
     )
-    parser.add_argument("--out", type=Path, default=Path("build/compare"), help="folder of the rows")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/compare"),
+        help="folder of the rows; the page goes beside them",
+    )
     parser.add_argument(
         "--scratch", type=Path, help="folder for data of the servers; a temporary one by default"
     )
-    parser.add_argument("--page", action="store_true", help="write docs/benchmarks.md and its charts too")
     return parser
 
 

@@ -20,7 +20,7 @@ _PEERS = ("#4c78a8", "#59a14f", "#9ccb86", "#8a8f98", "#b07aa1")
 
 
 def chart(table: Table, cases: Sequence[str], metric: str, path: Path) -> None:
-    """Medians as bars with their spread, on a logarithmic scale: servers differ by factors."""
+    """Medians as bars from zero, with their spread."""
     rows = [row for case in cases for name in table.servers if (row := table.find(name, case, metric))]
     if not rows:
         return
@@ -36,10 +36,8 @@ def chart(table: Table, cases: Sequence[str], metric: str, path: Path) -> None:
         place += 0.8
     axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
     axes.invert_yaxis()
-    axes.set_xscale("log")
     axes.set_xlabel(f"{metric}, {rows[0].unit}".removesuffix(", "))
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 1.6)
+    axes.set_xlim(0, 1.12 * max(max(row.samples) for row in rows))
     axes.spines[["top", "right"]].set_visible(False)
     shown = dict.fromkeys(row.server for row in rows)
     handles = [Rectangle((0, 0), 1, 1, color=colours[name]) for name in shown]

@@ -76,10 +76,10 @@ def figures(scale: Scale) -> list[Figure]:
         ),
         Figure("wake after a restart: first token in", 50, "ms", False, _wake_ms),
         Figure("the same, against our own first contact", 50, "x", True, _wake_against_cold),
-        Figure("the same, as a part of vLLM's warm hit in memory", 1 / 3, "", False, _wake_against_warm),
+        Figure("the same, against vLLM's warm hit in memory", 3, "x", True, _wake_against_warm),
         Figure("the same, against llama.cpp's slot restored by hand", 1, "x", True, _wake_against_slot),
         against("`agents`: p95, against the better peer", 10, "agents", agents.ROTATION, agents.P95),
-        Figure("`mixed`: longest gap, in normal steps", 3, "", False, _longest_gap),
+        Figure("`mixed`: longest gap", 3, "normal steps", False, _longest_gap),
         Figure(f"ready, with a store of {scale.asleep} agents", 6, "s", False, asleep(density.READY)),
         Figure(
             f"resident beyond weights and arena, {scale.asleep} agents asleep",
@@ -125,7 +125,7 @@ def _wake_against_cold(tables: Tables, name: str) -> float:
 
 
 def _wake_against_warm(tables: Tables, name: str) -> float:
-    return _wake(tables, name) / _median(tables, "agents", "vllm", agents.WARM, agents.TTFT)
+    return _median(tables, "agents", "vllm", agents.WARM, agents.TTFT) / _wake(tables, name)
 
 
 def _wake_against_slot(tables: Tables, name: str) -> float:

@@ -39,17 +39,19 @@ def is_current() -> bool:
     return not tables or (PAGE.exists() and PAGE.read_text(encoding="utf-8") == render(tables))
 
 
-def write(rows: Path, page: Path = PAGE) -> None:
-    """The page, and the charts beside it."""
+def write(rows: Path) -> Path:
+    """The page and its charts: in `docs/` for the rows that are kept there, else beside the rows."""
     # matplotlib is only needed here, and takes a second to import.
     from benchmarks.compare.charts import chart
 
     tables = load(rows)
+    page = PAGE if rows.resolve() == ROWS else rows / PAGE.name
     page.write_text(render(tables), encoding="utf-8")
     for section in prose.SECTIONS:
         if table := tables.get(section.workload):
             cases = list(section.cases) or table.cases()
             chart(table, cases, section.metric, page.parent / _image(section))
+    return page
 
 
 def load(folder: Path) -> dict[str, Table]:
@@ -89,10 +91,10 @@ def _servers(tables: Tables) -> Iterator[str]:
     for table in tables.values():
         known |= table.servers
     for name, facts in known.items():
-        environment = " ".join(f"{key}={value}" for key, value in facts["environment"].items())
+        settings = [f"{key}={value}" for key, value in facts["environment"].items()]
         yield (
             f"| {name} | {facts['version'] or 'not installed'} | {facts['weights']} | {facts['kv']} | "
-            f"{facts['kv_token_nbytes']} | `{environment} {facts['command']}` |".replace("` ", "`")
+            f"{facts['kv_token_nbytes']} | `{' '.join([*settings, facts['command']])}` |"
         )
 
 

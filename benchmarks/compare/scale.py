@@ -67,8 +67,8 @@ FULL = Scale(
     asleep_context=300,
     starts=3,
     request_limit_s=120,
-    case_limit_s=60,
-    agents_limit_s=240,
+    case_limit_s=40,
+    agents_limit_s=200,
 )
 SMALL = Scale(
     prefill=(64, 256),

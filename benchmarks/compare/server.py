@@ -39,6 +39,7 @@ class Server:
     ready_s: float = 0.0
     url: str = ""
     _process: subprocess.Popen[bytes] | None = None
+    _workers: list[psutil.Process] = field(default_factory=list, repr=False)
     _client: Client | None = field(default=None, repr=False)
 
     @property
@@ -85,6 +86,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self._wait_until_ready(self.url, started + START_LIMIT_S)
         self.ready_s = time.monotonic() - started
+        self._workers = self.family()
         self._client = Client(self.url, self.peer.model, self.peer.fields)
 
     def _wait_until_ready(self, url: str, deadline: float) -> None:
@@ -92,7 +94,7 @@ class Server:
         assert process is not None
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise StartFailed(f"ended with {process.returncode} while starting; see {self.log.name}")
+                raise StartFailed(f"ended with {process.returncode} while starting: {self._last_line()}")
             try:
                 if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                     return
@@ -100,6 +102,10 @@ class Server:
                 pass  # not listening yet
             time.sleep(_POLL_S)
         raise StartFailed(f"not ready within {START_LIMIT_S:g} s")
+
+    def _last_line(self) -> str:
+        lines = self.log.read_text(errors="replace").split("\n")
+        return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "it said nothing")
 
     def settle(self) -> None:
         """After a request that was given up: wait until the server answers others again.
@@ -137,14 +143,15 @@ class Server:
         process, self._client = self._process, None
         if process is None:
             return
-        family = self.family()
+        # Workers outlive a leader that crashed; psutil knows them from others that got their numbers since.
+        family = list({*self._workers, *self.family()})
         self.signal(signal.SIGCONT)
         process.terminate()
         _, left = psutil.wait_procs(family, END_LIMIT_S)
         for survivor in left:
             survivor.kill()
         process.wait(END_LIMIT_S)
-        self._process = None
+        self._process, self._workers = None, []
 
     def family(self) -> list[psutil.Process]:
         """The processes of the server: the one that was started and all below it; none once it ended."""

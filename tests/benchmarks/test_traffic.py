@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from benchmarks.compare.decode import tokens_per_s
 from benchmarks.compare.mixed import gaps
-from benchmarks.compare.peers import KVBudget
+from benchmarks.compare.peers import KVBudget, Launch
 from benchmarks.compare.server import Server
 from benchmarks.compare.traffic import Ask, Reply, RequestFailed, TookTooLong
 from tests.benchmarks.conftest import fake_peer
@@ -61,6 +63,16 @@ def test_an_absent_server_says_why(tmp_path: Path) -> None:
     server = Server(fake_peer("fake", version=None), tmp_path, KVBudget(1, 1))
     server.start()
     assert server.absence == "not installed; see `make peers`"
+
+
+def test_a_server_that_dies_at_once_says_its_last_line(tmp_path: Path) -> None:
+    def launch(port: int, folder: Path, budget: KVBudget) -> Launch:
+        del port, folder, budget
+        return Launch([sys.executable, "-c", "raise SystemExit('no such model')"])
+
+    server = Server(dataclasses.replace(fake_peer("fake"), launch=launch), tmp_path, KVBudget(1, 1))
+    server.start()
+    assert server.absence == "ended with 1 while starting: no such model"
 
 
 def reply(*times: float, tokens: int | None = None) -> Reply:
