@@ -34,9 +34,8 @@ METHOD = _paragraph("""
     medians, with the least and the largest sample. The weights are the same, SmolLM2-135M-Instruct, each
     in the form that a user of the server has: a GGUF file of 4-bit weights for llama.cpp, and a folder in
     Hugging Face's layout made of that file for Dormouse and vLLM (bf16) and for mlx (fp32, the only
-    precision in which it uses a fast BLAS on a processor). llama.cpp runs without its flash attention,
-    which was slower here, except where its KV is quantized: that needs it, and is measured in `decode`
-    only.
+    precision in which it uses a fast BLAS on a processor). llama.cpp runs with
+    its flash attention, which was the faster one here; with quantized KV it is measured in `decode` only.
 """)
 
 LIMITS = _paragraph("""
@@ -66,7 +65,8 @@ SECTIONS = (
         "decode",
         _paragraph("""
             Streams at contexts that were read before, all generating: tokens of all of them per second,
-            while all are at it. A case is called by its batch and its context.
+            while all are at it. A case is called by its batch and its context. The texts are natural: a
+            server that speculates gains from them what it would gain for a user.
         """),
         decode.SPEED,
     ),
