@@ -7,7 +7,7 @@ ARGS ?=
 OUT ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test lint format docs bench coverage clean
+.PHONY: help install serve demo test lint format docs bench peers compare coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ bench: install ## Prefill, decode, wake and memory figures of this machine, as J
 	$(BIN)/dormouse bench decode --json > $(OUT)/decode.json
 	$(BIN)/dormouse bench wake --json > $(OUT)/wake.json
 	$(BIN)/python -m benchmarks.memory > $(OUT)/memory.json
+
+peers: install ## Install the servers that Dormouse is compared with, each below build/peers
+	@$(BIN)/python -m benchmarks.compare.install $(ARGS)
+
+compare: install ## Compare with the peers and write docs/benchmarks.md: 40 quiet minutes (after `make peers`)
+	$(BIN)/python -m benchmarks.compare --out docs/measurements/compare $(ARGS)
 
 coverage: install ## Branch coverage of the tests
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -1,4 +1,7 @@
-"""Write `docs/cli.md` and `docs/settings.md` from the code; with --check, say whether they are current."""
+"""Write `docs/cli.md` and `docs/settings.md` from the code; with --check, say whether they are current.
+
+`docs/benchmarks.md` comes from measured rows and is written by `make compare`; it is checked here too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from benchmarks.compare import page
 from pydantic_core import PydanticUndefined
 
 from dormouse.cli.main import app
@@ -33,6 +37,9 @@ def main() -> int:
             stale.append(name)
         elif not check:
             path.write_text(text, encoding="utf-8")
+    if check and not page.is_current():
+        sys.stderr.write("out of date: benchmarks.md; run `python -m benchmarks.compare.page`\n")
+        return 1
     if stale:
         sys.stderr.write(f"out of date: {', '.join(stale)}; run `make docs`\n")
     return 1 if stale else 0
