@@ -85,8 +85,7 @@ class Run:
             restarted = restart(fleet, self.scale, rotation)
             self._save(restarted)
             board = density(fleet, self.scale, rotation, restarted)
-        weights = self.model.weights_nbytes
-        asleep(board, peers, scratch / "asleep", texts, self.scale, weights, self.say)
+        asleep(board, peers, scratch / "asleep", texts, self.scale, self.say)
         self._save(board)
 
     def _save(self, board: Board) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-import psutil
 
 from benchmarks.compare.agents import Rotation
 from benchmarks.compare.fleet import Fleet, Say
@@ -18,11 +17,13 @@ from benchmarks.compare.scale import Scale
 from benchmarks.compare.server import Server
 from benchmarks.compare.texts import Texts
 from benchmarks.compare.traffic import Ask, RequestFailed
+from benchmarks.resident import Resident
 
 AGENTS, ASLEEP = "agents", "asleep"
 PER_RAM, PER_DISK = "agents per GiB of memory", "agents per GiB of disk"
 READY, RESIDENT, BEYOND = "ready to serve", "resident", "resident beyond weights and arena"
-WEIGHTS, SHARED, UNIQUE = "weights", "resident from files: libraries, mapped weights", "unique to the process"
+WEIGHTS, ARENA = "weights", "arena, touched"
+PRIVATE, LIBRARIES = "beyond, private to the process", "beyond, libraries"
 _NO_SLEEP = "its agents do not sleep: what leaves its memory is gone"
 _NBYTES_PER_GIB = 2**30
 _MB = 1e6
@@ -63,7 +64,6 @@ def asleep(
     folder: Path,
     texts: Texts,
     scale: Scale,
-    weights_nbytes: int,
     say: Say,
 ) -> None:
     """Make `asleep` agents, restart, and look at the process before anybody asks for one."""
@@ -78,7 +78,7 @@ def asleep(
                 server.start()
                 if server.absence:
                     break
-                _look(board, server, weights_nbytes)
+                _look(board, server)
                 server.stop()
         except RequestFailed as error:
             board.note(peer.name, ASLEEP, str(error))
@@ -99,32 +99,23 @@ def _make_agents(server: Server, texts: Texts, scale: Scale) -> None:
     server.stop()
 
 
-def _look(board: Board, server: Server, weights_nbytes: int) -> None:
-    """Resident memory of the whole process tree. Of the arena only pages that were ever used are resident,
-    and after a start none is, so nothing is taken off for it."""
-    parts = resident(server.family())
-    used = httpx.get(f"{server.url}/health", timeout=30).json()["engine"]["pages_used"]
-    if used:
+def _look(board: Board, server: Server) -> None:
+    """What is resident, and what of it is left without the weights and the arena's touched pages."""
+    state = httpx.get(f"{server.url}/health", timeout=30).json()
+    if used := state["engine"]["pages_used"]:
         raise RequestFailed(f"{used} pages of its arena are in use, though nobody asked for anything")
-    for metric, nbytes in (
-        (RESIDENT, parts["rss"]),
-        (WEIGHTS, weights_nbytes),
-        (BEYOND, parts["rss"] - weights_nbytes),
-        (SHARED, parts["shared"]),
-        (UNIQUE, parts["uss"]),
+    (process,) = server.family()
+    parts = Resident.of(process.pid).beyond(state["memory"]["weights_nbytes"] / 2**20)
+    for metric, part in (
+        (RESIDENT, "resident_mib"),
+        (WEIGHTS, "weights_mib"),
+        (ARENA, "arena_mib"),
+        (BEYOND, "beyond_mib"),
+        (PRIVATE, "beyond_anonymous_mib"),
+        (LIBRARIES, "beyond_file_backed_mib"),
     ):
-        board.add(server.name, ASLEEP, metric, "MB", nbytes / _MB)
+        board.add(server.name, ASLEEP, metric, "MB", parts[part] * 2**20 / _MB)
     board.add(server.name, ASLEEP, READY, "s", server.ready_s)
-
-
-def resident(processes: Iterable[psutil.Process]) -> dict[str, int]:
-    """Bytes: `rss` counts what processes share once for each; `uss` is what ending them would free."""
-    infos = [process.memory_full_info() for process in processes]
-    return {
-        "rss": sum(info.rss for info in infos),
-        "uss": sum(info.uss for info in infos),
-        "shared": sum(info.shared for info in infos),
-    }
 
 
 def disk_nbytes(folder: Path) -> int:

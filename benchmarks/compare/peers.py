@@ -120,7 +120,7 @@ def _dormouse(name: str, flags: list[str]) -> Peer:
     return Peer(
         name=name,
         version=f"Dormouse {dormouse.__version__} on torch {importlib.metadata.version('torch')}",
-        weights="safetensors, bf16" + (f"; flags {shlex.join(flags)}" if flags else ""),
+        weights="safetensors, packed by default" + (f"; flags {shlex.join(flags)}" if flags else ""),
         kv=str(kv_format),
         kv_token_nbytes=cache.token_nbytes,
         store=name,

@@ -33,9 +33,9 @@ METHOD = _paragraph("""
     Rounds go from server to server, so that a slow moment of the machine hits all of them. Figures are
     medians, with the least and the largest sample. The weights are the same, SmolLM2-135M-Instruct, each
     in the form that a user of the server has: a GGUF file of 4-bit weights for llama.cpp, and a folder in
-    Hugging Face's layout made of that file for Dormouse and vLLM (bf16) and for mlx (fp32, the only
-    precision in which it uses a fast BLAS on a processor). llama.cpp runs with
-    its flash attention, which was the faster one here; with quantized KV it is measured in `decode` only.
+    Hugging Face's layout made of that file for Dormouse (which by default finds the four bits again), for
+    vLLM (bf16) and for mlx (fp32, the only precision in which it uses a fast BLAS on a processor).
+    llama.cpp runs with its flash attention, which was the faster one here; with quantized KV it is measured in `decode` only.
 """)
 
 LIMITS = _paragraph("""
@@ -48,9 +48,8 @@ LIMITS = _paragraph("""
 
 NOT_MEASURED = _paragraph("""
     CUDA and Metal: there was no such machine. Larger models, other processors and more than two cores:
-    the ratios will differ there. Speed is compared here, not quality: llama.cpp computes with 4-bit
-    weights, Dormouse by default with 16-bit ones; what Dormouse's KV formats cost is in
-    [performance.md](performance.md).
+    the ratios will differ there. Speed is compared here, not quality: what Dormouse's formats of weights
+    and of KV cost is in [performance.md](performance.md).
 """)
 
 SECTIONS = (
@@ -106,8 +105,8 @@ SECTIONS = (
         _paragraph("""
             Agents per GiB: in memory by the bytes of a token in the server's format, on disk by what lies
             there. Asleep: a server that was started on a store of sleeping agents, before anybody asked
-            for one. Nothing of its arena is resident then, so only the weights are taken off; the
-            libraries that Python imports count.
+            for one. The weights and the touched part of the arena are taken off; the libraries that Python
+            imports count.
         """),
         density.PER_RAM,
         (density.AGENTS,),

@@ -19,7 +19,7 @@ class Handler(BaseHTTPRequestHandler):
     """`/health`, `/v1/completions` and the two calls on a slot."""
 
     def do_GET(self) -> None:
-        self._answer({"engine": {"pages_used": 0}})
+        self._answer({"engine": {"pages_used": 0}, "memory": {"weights_nbytes": 1 << 20}})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
