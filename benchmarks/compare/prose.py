@@ -35,7 +35,8 @@ METHOD = _paragraph("""
     in the form that a user of the server has: a GGUF file of 4-bit weights for llama.cpp, and a folder in
     Hugging Face's layout made of that file for Dormouse (which by default finds the four bits again), for
     vLLM (bf16) and for mlx (fp32, the only precision in which it uses a fast BLAS on a processor).
-    llama.cpp runs with its flash attention, which was the faster one here; with quantized KV it is measured in `decode` only.
+    llama.cpp runs with its flash attention, which was the faster one here; with quantized KV it is measured
+    in `decode` only.
 """)
 
 LIMITS = _paragraph("""
