@@ -66,7 +66,7 @@ FULL = Scale(
     asleep=100,
     asleep_context=300,
     starts=3,
-    request_limit_s=120,
+    request_limit_s=90,
     case_limit_s=40,
     agents_limit_s=200,
 )
