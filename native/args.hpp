@@ -120,7 +120,7 @@ struct LinearArgs {
     void* out;
     Dtype dtype;
     float* scales;   // [rows, inputs / kGroup]
-    int32_t* sums;   // [rows, inputs / kGroup]
+    uint32_t* sums;  // [rows, inputs / kGroup]: whole numbers for 8 bits, floats for 4
     int8_t* q;       // [rows, inputs]
 };
 

@@ -125,7 +125,7 @@ void linear(LinearArgs args, int64_t rows, int num_threads) {
     const int64_t groups = args.inputs / kGroup, num_panels = (args.outputs + kPanel - 1) / kPanel;
     auto* memory = static_cast<uint8_t*>(scratch(1, size_t(rows * (groups * 8 + args.inputs))));
     args.scales = reinterpret_cast<float*>(memory);
-    args.sums = reinterpret_cast<int32_t*>(memory + rows * groups * 4);
+    args.sums = reinterpret_cast<uint32_t*>(memory + rows * groups * 4);
     args.q = reinterpret_cast<int8_t*>(memory + rows * groups * 8);
     const int64_t wanted = std::max<int64_t>(1, rows * args.inputs / kQuantizePerTask);
     const int quantizers = int(std::min<int64_t>(wanted, num_threads));

@@ -20,12 +20,12 @@ constexpr int kProductRows = 2;
 constexpr int kPanelCols = kPanel / kLanes;
 constexpr int kPanelBytes = kPanel * kGroup;
 
-// Activations of one row: a scale each group, and what its sum adds to each output.
+// Activations of one row, a scale for each group, and what the group's sum stands for in each output.
 inline void quantize_row(const LinearArgs& args, int64_t row) {
     const int groups = args.inputs / kGroup;
     int8_t* q = args.q + row * args.inputs;
     float* scales = args.scales + row * groups;
-    int32_t* sums = args.sums + row * groups;
+    uint32_t* sums = args.sums + row * groups;
     for (int g = 0; g < groups; ++g) {
         const int64_t at = row * args.x_stride + g * kGroup;
         const F low = load_as(args.x, args.dtype, at), high = load_as(args.x, args.dtype, at + kLanes);
@@ -37,7 +37,9 @@ inline void quantize_row(const LinearArgs& args, int64_t row) {
         // A NaN may not be found the greatest; x - x carries it, and infinity, into the scale.
         const float poison = reduce_add(add(sub(low, low), sub(high, high)));
         scales[g] = top / 127.0f + poison;
-        sums[g] = sum_of(a) + sum_of(b);
+        const int sum = sum_of(a) + sum_of(b);
+        // Eight bits are stored with 128 added to each; the minimum of four bits counts once for each input.
+        sums[g] = args.bits == 8 ? uint32_t(-128 * sum) : float_bits(scales[g] * float(sum));
     }
 }
 
@@ -79,9 +81,8 @@ inline void product_rows(const LinearArgs& args, const uint8_t* panel, int64_t r
         const PanelBlock<Bits> block{panel};
         W dot[R][kPanelCols];
         for (int r = 0; r < R; ++r) {
-            // Eight bits are stored with 128 added to each.
-            const int32_t start = Bits == 8 ? -128 * args.sums[(row + r) * groups + g] : 0;
-            for (int c = 0; c < kPanelCols; ++c) dot[r][c] = set_word(uint32_t(start));
+            const W start = Bits == 8 ? set_word(args.sums[(row + r) * groups + g]) : zero_words();
+            for (int c = 0; c < kPanelCols; ++c) dot[r][c] = start;
         }
         for (int i = 0; i < kGroup / 4; ++i) {
             W weight[kPanelCols];
@@ -93,18 +94,17 @@ inline void product_rows(const LinearArgs& args, const uint8_t* panel, int64_t r
                 for (int c = 0; c < kPanelCols; ++c) dot[r][c] = dot_bytes(dot[r][c], weight[c], x);
             }
         }
+        F scale[kPanelCols], minimum[kPanelCols];
         for (int c = 0; c < kPanelCols; ++c) {
-            const F scale = block.scale(c);
-            for (int r = 0; r < R; ++r) {
-                const float by = args.scales[(row + r) * groups + g];
-                sum[r][c] = fma(mul(whole_floats(dot[r][c]), set(by)), scale, sum[r][c]);
-            }
-            if constexpr (Bits != 8) {
-                const F minimum = block.minimum(c);
-                for (int r = 0; r < R; ++r) {
-                    const int64_t at = (row + r) * groups + g;
-                    sum[r][c] = fma(minimum, set(args.scales[at] * float(args.sums[at])), sum[r][c]);
-                }
+            scale[c] = block.scale(c);
+            if constexpr (Bits != 8) minimum[c] = block.minimum(c);
+        }
+        for (int r = 0; r < R; ++r) {
+            const int64_t at = (row + r) * groups + g;
+            const F by = set(args.scales[at]);
+            for (int c = 0; c < kPanelCols; ++c) {
+                sum[r][c] = fma(mul(whole_floats(dot[r][c]), by), scale[c], sum[r][c]);
+                if constexpr (Bits != 8) sum[r][c] = fma(minimum[c], set(bits_float(args.sums[at])), sum[r][c]);
             }
         }
     }
