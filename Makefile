@@ -7,7 +7,7 @@ ARGS ?=
 OUT ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test lint format docs bench peers compare coverage clean
+.PHONY: help install serve demo test lint format docs bench peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,7 +54,16 @@ peers: install ## Install the servers that Dormouse is compared with, each below
 	@$(BIN)/python -m benchmarks.compare.install $(ARGS)
 
 compare: install ## Compare with the peers and write docs/benchmarks.md: 40 quiet minutes (after `make peers`)
-	$(BIN)/python -m benchmarks.compare --out docs/measurements/compare $(ARGS)
+	$(BIN)/python -m benchmarks.compare --out docs/measurements/compare # With the environment's packages, but not its hooks: these would load its own module, not the sanitized one.
+sanitize: install ## The kernel tests under address and undefined behaviour sanitizers
+	@rm -rf build/sanitize/site
+	@$(BIN)/python -m pip install --quiet --no-deps --target build/sanitize/site . \
+		--config-settings=build-dir=build/sanitize/cmake --config-settings=cmake.define.DORMOUSE_SANITIZE=ON
+	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH="build/sanitize/site:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		$(PYTHON) -m pytest -q tests/native tests/runtimes/torch/test_torch_quantized.py $(ARGS)
+
+$(ARGS)
 
 coverage: install ## Branch coverage of the tests
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

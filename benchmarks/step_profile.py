@@ -134,6 +134,7 @@ def hollow_forward_us(num_layers: int, batches: list[int]) -> dict[int, float]:
             kv_format=KVFormat.K8V4,
             block_size=128,
             arena_tokens=128 * max(batches),
+            weights="auto",
         ).result()
     torch.set_num_threads(1)
     times: dict[int, list[float]] = {batch: [] for batch in batches}

@@ -61,7 +61,7 @@ def decode(
     repeat: Repeat = 5,
     json: Json = False,
 ) -> None:
-    """Speed of writing replies, alone and in batches.
+    """Speed of writing replies, alone and in batches, without speculation (see `edit`).
 
     Example: dormouse bench decode --batch 1,8 --context 64 --json
     """
@@ -73,8 +73,10 @@ def decode(
         raise typer.BadParameter(
             f"--batch takes numbers from 1 to {settings.max_running}, such as 1,8"
         ) from error
+    # Prompts of random tokens make a small model go in circles, which are too easily guessed.
+    plain = settings.model_copy(update={"speculation": "off"})
     work = lambda e: measure_decode(e, batches, context, tokens, repeat)  # noqa: E731
-    _report("decode", _with_engine(settings, work), json)
+    _report("decode", _with_engine(plain, work), json)
 
 
 @app.command()

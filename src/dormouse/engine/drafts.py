@@ -25,11 +25,11 @@ _FIRST_CHANCE = 0.5
 _MEMORY = 8
 """About this many of the latest guesses count."""
 
-# What a step costs by its rows, in steps of one row, by `python -m benchmarks.rows`: up to 8 rows it is
-# the reading of the weights that takes the time, from there on each row adds its own (16 rows: 1.45, 32
-# rows: 2.3). Take them again when the linear kernels change.
-_FREE_ROWS = 8
-_ROW_COST = 0.055
+# What a step costs by its rows, in steps of one row, by `python -m benchmarks.rows`: up to 4 rows it is
+# the reading of the weights that takes the time, from there on each row adds its own (8 rows: 1.6, 16
+# rows: 3.1, 32 rows: 5.1; with weights in bf16 it is less). Take them again when the kernels change.
+_FREE_ROWS = 4
+_ROW_COST = 0.155
 
 _LEAST_CHANCE = 0.2
 """A guess that is less likely is not worth its sampling, even where its row is free."""

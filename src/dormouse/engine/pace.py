@@ -9,7 +9,7 @@ from __future__ import annotations
 MOST_STEPS = 2.5
 """A step with prompt tokens aims at so many times an ordinary decode step: below three with some noise."""
 
-LEAST = 32
+LEAST = 16
 """Fewer tokens would read the whole context for too little; prompts must go on, too."""
 
 _WEIGHT = 0.25
