@@ -61,7 +61,8 @@ sanitize: install ## The kernel tests under address and undefined behaviour sani
 		--config-settings=build-dir=build/sanitize/cmake --config-settings=cmake.define.DORMOUSE_SANITIZE=ON
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH="build/sanitize/site:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-		$(PYTHON) -m pytest -q tests/native tests/runtimes/torch/test_torch_quantized.py $(ARGS)
+		$(PYTHON) -m pytest -q -o pythonpath="build/sanitize/site ." tests/native \
+		tests/runtimes/torch/test_torch_quantized.py $(ARGS)
 
 $(ARGS)
 
