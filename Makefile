@@ -60,11 +60,9 @@ sanitize: install ## The kernel tests under address and undefined behaviour sani
 	@$(BIN)/python -m pip install --quiet --no-deps --target build/sanitize/site . \
 		--config-settings=build-dir=build/sanitize/cmake --config-settings=cmake.define.DORMOUSE_SANITIZE=ON
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONPATH="build/sanitize/site:.:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		PYTHONPATH="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		$(PYTHON) -m pytest -q -o pythonpath="build/sanitize/site ." tests/native \
 		tests/runtimes/torch/test_torch_quantized.py $(ARGS)
-
-$(ARGS)
 
 coverage: install ## Branch coverage of the tests
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -31,7 +31,8 @@ inline void quantize_row(const LinearArgs& args, int64_t row) {
         const F low = load_as(args.x, args.dtype, at), high = load_as(args.x, args.dtype, at + kLanes);
         const float top = reduce_max(max(max(low, sub(zero(), low)), max(high, sub(zero(), high))));
         const F inverse = set(top > 0.0f ? 127.0f / top : 0.0f);
-        const W a = whole(mul(low, inverse)), b = whole(mul(high, inverse));
+        // Whatever is no number becomes one of the range here; the scale tells what it was.
+        const W a = whole(max(mul(low, inverse), set(-127.0f))), b = whole(max(mul(high, inverse), set(-127.0f)));
         store_bytes(q + g * kGroup, a);
         store_bytes(q + g * kGroup + kLanes, b);
         // A NaN may not be found the greatest; x - x carries it, and infinity, into the scale.
