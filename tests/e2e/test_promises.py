@@ -115,7 +115,9 @@ def test_waking_costs_a_read(tmp_path: Path) -> None:
 
 
 def test_openai_sdk_works(tmp_path: Path) -> None:
-    with serve(tmp_path) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+    # The full weights: what a model this small knows of France does not outlive rounding them.
+    server_of = serve(tmp_path, "--weights", "bf16")
+    with server_of as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         question: Any = [{"role": "user", "content": "What is the capital of France?"}]
         reply = client.chat.completions.create(model="smollm2", messages=question, temperature=0)
         assert "Paris" in (reply.choices[0].message.content or "")
