@@ -48,9 +48,8 @@ BoundLayer make_decoder_layer(const Layer& kv, nb::tuple linears, nb::tuple norm
     require(linears.size() == 4, "a layer has four linear layers: qkv, o, gate_up, down");
     require(norms.size() == 5, "a layer has five norms: q, k, attention output, mlp, mlp output");
     require(kv.k.dim == kv.v.dim, "K and V must have one head size");
-    require(heads > 0 && heads % kv.kv_heads == 0, "heads must be a multiple of kv_heads");
+    require_attention(heads, kv.kv_heads, scale, window);
     require(hidden > 0 && hidden % kLanes == 0 && ffn > 0 && ffn % kLanes == 0, "widths must be multiples of 16");
-    require(window >= 0, "window must not be negative");
     require(!norms[3].is_none(), "the norm before the MLP is missing");
     BoundLayer out;
     DecoderLayer& layer = out.layer;
@@ -127,8 +126,7 @@ void bind_complete(const BoundLayer& bound, Arena arena, Tensor q, Ints row_offs
     require_shape(next_norm, {layer.hidden}, "next_norm");
     require_dtype(next_norm, layer.dtype, "next_norm");
     require(next_norm.stride(0) == 1, "next_norm must be contiguous");
-    require(int64_t(row_offsets.shape(0)) == chunks + 1, "row_offsets must be [chunks + 1]");
-    require(int64_t(page_table.shape(0)) == chunks, "page_table must be [chunks, pages]");
+    require_table(row_offsets, starts, page_table, layer.kv.block_size);
     if (rows == 0) return;
     const AttendArgs args{arena.data(), &layer.kv, q.data(), row_stride(q, "q"), nullptr, layer.dtype, layer.heads,
                           row_offsets.data(), starts.data(), page_table.data(), int(chunks), int(page_table.shape(1)),

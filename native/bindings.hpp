@@ -72,6 +72,19 @@ inline void require_arena(const Arena& arena, const Layer& layer) {
     require(reinterpret_cast<uintptr_t>(arena.data()) % 4 == 0, "arena must be aligned to 4 bytes");
 }
 
+inline void require_attention(int64_t heads, int kv_heads, float scale, int window) {
+    require(heads > 0 && heads % kv_heads == 0, "heads must be a multiple of kv_heads");
+    require(heads / kv_heads <= 1024, "more than 1024 query heads per kv head");
+    require(scale > 0.0f && scale < 1e30f, "scale must be positive");
+    require(window >= 0, "window must not be negative");
+}
+
+inline void require_table(const Ints& row_offsets, const Ints& starts, const Table& page_table, int block_size) {
+    require(row_offsets.shape(0) == starts.shape(0) + 1, "row_offsets must have one entry more than starts");
+    require(page_table.shape(0) == starts.shape(0), "page_table must have one row per chunk");
+    require(int64_t(page_table.shape(1)) * block_size < (int64_t(1) << 30), "page_table is too wide");
+}
+
 // Every page that a chunk will read is in the table and in the arena.
 inline void require_chunks(const AttendArgs& args, int64_t rows, int64_t num_pages) {
     require(args.row_offsets[0] == 0 && args.row_offsets[args.num_chunks] == rows,

@@ -5,14 +5,13 @@
 #include <cstring>
 #include <new>
 
-#include "args.hpp"
+#include "rows.hpp"
 
 namespace dormouse {
 
 namespace {
 
 constexpr int64_t kRowsPerTask = 192;      // their activations stay in the second-level cache
-constexpr int64_t kQuantizePerTask = 16384;  // values; waking a thread costs microseconds
 
 uint32_t bits_of(float x) {
     uint32_t bits;
@@ -127,20 +126,11 @@ void linear(LinearArgs args, int64_t rows, int num_threads) {
     args.scales = reinterpret_cast<float*>(memory);
     args.sums = reinterpret_cast<uint32_t*>(memory + rows * groups * 4);
     args.q = reinterpret_cast<int8_t*>(memory + rows * groups * 8);
-    const int64_t wanted = std::max<int64_t>(1, rows * args.inputs / kQuantizePerTask);
-    const int quantizers = int(std::min<int64_t>(wanted, num_threads));
-    if (quantizers == 1) {
-        isa.quantize(args, 0, rows);
-    } else {
-#pragma omp parallel for num_threads(quantizers) schedule(static, 1)
-        for (int i = 0; i < quantizers; ++i) isa.quantize(args, rows * i / quantizers, rows * (i + 1) / quantizers);
-    }
+    over_rows(rows, grain_for(args.inputs), num_threads,
+              [&](int64_t begin, int64_t end) { isa.quantize(args, begin, end); });
     const int64_t chunks = (rows + kRowsPerTask - 1) / kRowsPerTask;
     const size_t nbytes = isa.linear_scratch(args);
     std::atomic<bool> out_of_memory{false};
-    const auto run = [&](int64_t chunk, int64_t panel, void* unpacked) {
-        isa.product(args, int(panel), rows * chunk / chunks, rows * (chunk + 1) / chunks, unpacked);
-    };
     // Few rows wait for memory: each thread reads one run of panels. Many rows compute: whoever is free goes on.
     const int64_t step = rows <= 16 ? std::max<int64_t>(1, (num_panels + num_threads - 1) / num_threads) : 1;
     const int64_t tasks = (num_panels + step - 1) / step;
@@ -148,9 +138,10 @@ void linear(LinearArgs args, int64_t rows, int num_threads) {
     for (int64_t i = 0; i < chunks * tasks; ++i) {
         try {
             void* unpacked = nbytes ? scratch(0, nbytes) : nullptr;
-            const int64_t first = i % tasks * step;
+            const int64_t chunk = i / tasks, first = i % tasks * step;
+            const int64_t begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
             for (int64_t panel = first; panel < std::min(num_panels, first + step); ++panel) {
-                run(i / tasks, panel, unpacked);
+                isa.product(args, int(panel), begin, end, unpacked);
             }
         } catch (const std::bad_alloc&) {
             out_of_memory = true;  // an exception must not leave a parallel region

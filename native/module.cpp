@@ -74,18 +74,13 @@ void bind_attend(Arena arena, const Layer& layer, Tensor q, Tensor out, Ints row
     require_arena(arena, layer);
     require(q.ndim() == 3, "q must be [rows, heads, k_dim]");
     const int64_t rows = int64_t(q.shape(0)), heads = int64_t(q.shape(1)), chunks = int64_t(starts.shape(0));
-    require(heads > 0 && heads % layer.kv_heads == 0, "heads must be a multiple of kv_heads");
-    require(heads / layer.kv_heads <= 1024, "more than 1024 query heads per kv head");
+    require_attention(heads, layer.kv_heads, scale, window);
     require_shape(q, {rows, heads, layer.k.dim}, "q");
     require_shape(out, {rows, heads, layer.v.dim}, "out");
     const Dtype dtype = dtype_of(q, "q");
     require_dtype(out, dtype, "out");
     require_contiguous(out, "out");
-    require(int64_t(row_offsets.shape(0)) == chunks + 1, "row_offsets must have one entry more than starts");
-    require(int64_t(page_table.shape(0)) == chunks, "page_table must have one row per chunk");
-    require(int64_t(page_table.shape(1)) * layer.block_size < (int64_t(1) << 30), "page_table is too wide");
-    require(scale > 0.0f && scale < 1e30f, "scale must be positive");
-    require(window >= 0, "window must not be negative");
+    require_table(row_offsets, starts, page_table, layer.block_size);
     if (rows == 0) return;
     const AttendArgs args{arena.data(), &layer, q.data(), row_stride(q, "q"), out.data(), dtype, int(heads),
                           row_offsets.data(), starts.data(), page_table.data(), int(chunks), int(page_table.shape(1)),

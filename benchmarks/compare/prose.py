@@ -36,7 +36,7 @@ METHOD = _paragraph("""
     Hugging Face's layout made of that file for Dormouse (which by default finds the four bits again), for
     vLLM (bf16) and for mlx (fp32, the only precision in which it uses a fast BLAS on a processor).
     llama.cpp runs with its flash attention, which was the faster one here; with quantized KV it is measured
-    in `decode` only.
+    in `decode` only. Dormouse speculates by prompt lookup, as it does by default.
 """)
 
 LIMITS = _paragraph("""

@@ -11,11 +11,11 @@ Three replies, with and without it in turn, in one process:
 from __future__ import annotations
 
 import inspect
-import statistics
 from dataclasses import replace
 from typing import Any, cast
 
 from dormouse.bench.client import PendingReply, Reply
+from dormouse.bench.speed import spread
 from dormouse.domain.errors import DormouseError
 from dormouse.domain.plan import Plan
 from dormouse.domain.requests import SamplingParams
@@ -106,9 +106,9 @@ def _measure(
     return {
         "prompt_tokens": len(prompt),
         "new_tokens": new_tokens,
-        "off_tokens_per_s": _spread(rates[False]),
-        "on_tokens_per_s": _spread(rates[True]),
-        "gain": _spread([on / off for on, off in zip(rates[True], rates[False], strict=True)]),
+        "off_tokens_per_s": spread(rates[False], 2),
+        "on_tokens_per_s": spread(rates[True], 2),
+        "gain": spread([on / off for on, off in zip(rates[True], rates[False], strict=True)], 2),
         "drafted": guesses.drafted_tokens,
         "accepted": guesses.accepted_tokens,
     }
@@ -130,11 +130,3 @@ def _reply(
         return PendingReply(engine, prompt, new_tokens, sampling=sampling).wait(), engine.stats()
     finally:
         engine.stop(0)
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {
-        "min": round(min(values), 2),
-        "median": round(statistics.median(values), 2),
-        "max": round(max(values), 2),
-    }

@@ -19,7 +19,7 @@ def prefill(engine: Engine, num_tokens: int, repeat: int) -> dict[str, Any]:
     return {
         "tokens": num_tokens,
         "tokens_per_s": round(num_tokens / statistics.median(seconds), 1),
-        "ttft_ms": _spread([1000 * s for s in seconds]),
+        "ttft_ms": spread([1000 * s for s in seconds]),
     }
 
 
@@ -35,7 +35,7 @@ def decode(engine: Engine, batches: list[int], context: int, new_tokens: int, re
     return {
         "context": context,
         "tokens_per_s": {str(b): round(statistics.median(r), 1) for b, r in rates.items()},
-        "spread": {str(b): _spread(r) for b, r in rates.items()},
+        "spread": {str(b): spread(r) for b, r in rates.items()},
     }
 
 
@@ -49,9 +49,10 @@ def _decode_once(engine: Engine, batch: int, context: int, new_tokens: int, seed
     return inside / (end - start)
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float], digits: int = 1) -> dict[str, float]:
+    """Least, median and greatest, rounded."""
     return {
-        "min": round(min(values), 1),
-        "median": round(statistics.median(values), 1),
-        "max": round(max(values), 1),
+        "min": round(min(values), digits),
+        "median": round(statistics.median(values), digits),
+        "max": round(max(values), digits),
     }
