@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from dormouse.domain.agents import DEFAULT_TENANT
+from dormouse.domain.constraint import Constraint
 from dormouse.domain.errors import DormouseError
 
 
@@ -81,13 +82,23 @@ class TextDelta:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Priority(IntEnum):
+    """Whose turn it is when not everything fits; side requests never push out a main conversation."""
+
+    MAIN = 0
+    SIDE = 1
+    """Titles, classifiers, warm-ups: what a client asks beside its conversation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The reply is complete. `stop` is the matched stop string, if one ended it."""
+    """The reply is complete. `stop` is the matched stop string, if one ended it; `tokens` are the ids that
+    were generated, the end-of-turn token included."""
 
     reason: FinishReason
     usage: Usage
     stop: str | None = None
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,7 @@ class Request:
     """One generation. `sink` is called on the engine thread and must not block.
 
     Every accepted request ends in exactly one Finished or Failed, unless it was aborted by its sender.
-    `deadline_s` is in seconds from submission.
+    `deadline_s` is in seconds from submission. `constraint` is this reply's alone.
     """
 
     id: str
@@ -115,3 +126,5 @@ class Request:
     agent: str | None = None
     tenant: str = DEFAULT_TENANT
     deadline_s: float = 600.0
+    constraint: Constraint | None = field(default=None, repr=False, compare=False)
+    priority: Priority = Priority.MAIN

@@ -264,7 +264,8 @@ class EngineLoop:
             self._finish(sequence, growth.reason, growth.stop)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
-        finished = Finished(reason, sequence.usage(), stop)
+        generated = tuple(sequence.tokens[sequence.num_prompt :])
+        finished = Finished(reason, sequence.usage(), stop, generated)
         request = sequence.request
         if self._retire(sequence, partial(self._post_durable, request.id)):
             deadline = time.monotonic() + self._options.sync_timeout_s

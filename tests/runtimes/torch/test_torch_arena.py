@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -82,16 +81,6 @@ def test_a_page_out_of_range_is_never_another_page(page: int) -> None:
             use(page)
 
 
-def test_memory_is_touched_only_as_it_is_used() -> None:
-    process = psutil.Process()
-    cache = spec(KVFormat.F32, head_dim=128, layers=8)
-    before = process.memory_info().rss
-    arena = Arena(cache, 2**29 // cache.block_nbytes, CPU)
-    arena.page_buffer(0)[:] = bytes(cache.block_nbytes)
-    assert arena.nbytes > 2**28
-    assert process.memory_info().rss - before < 2**26
-
-
 def test_an_arena_that_cannot_be_had_is_a_typed_error() -> None:
     with pytest.raises(ModelError, match="GiB"):
         Arena(spec(KVFormat.F32), 2**40, CPU)
@@ -103,12 +92,3 @@ def test_other_devices_stage_and_upload() -> None:
     buffer[:] = bytes(len(buffer))
     arena.page_loaded(1)
     arena.page_loaded(1)
-
-
-def test_an_arena_of_any_size_can_be_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = spec(KVFormat.K8V4)
-    for touched in (0, cache.block_nbytes + 1, 1 << 30):
-        monkeypatch.setattr("dormouse.runtimes.torch.arena.TOUCHED_NBYTES", touched)
-        arena, payload = filled(cache)
-        assert arena.nbytes == 4 * cache.block_nbytes
-        assert bytes(arena.page_buffer(2)) == payload

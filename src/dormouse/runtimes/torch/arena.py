@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -10,9 +11,7 @@ from torch import Tensor
 
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.errors import ModelError
-
-TOUCHED_NBYTES = 48 << 20
-"""Memory that is mapped at once, so that the first agent to wake does not wait for the system to find it."""
+from dormouse.runtimes.torch.headroom import Headroom
 
 
 class Arena:
@@ -22,7 +21,7 @@ class Arena:
     """
 
     def __init__(self, cache: CacheSpec, num_pages: int, device: torch.device) -> None:
-        """Reserve the memory; on the CPU, behind its first part, it is mapped as it is written.
+        """Reserve the memory; on the CPU it is mapped ahead of its use.
 
         Raises ModelError when the device has not that much.
         """
@@ -36,6 +35,9 @@ class Arena:
                 "start with fewer arena tokens"
             ) from exc
         self._staging: dict[int, Tensor] = {}
+        self._headroom = Headroom(self.memory)
+        self._headroom.reach(0)
+        self._end = weakref.finalize(self, self._headroom.close)
 
     @property
     def num_pages(self) -> int:
@@ -47,8 +49,17 @@ class Arena:
         """Bytes reserved."""
         return self.memory.nbytes
 
+    def reach(self, page: int) -> None:
+        """`page` is about to be used: memory behind it is made ready."""
+        self._headroom.reach((page + 1) * self.cache.block_nbytes)
+
+    def close(self) -> None:
+        """Stop making memory ready. Idempotent."""
+        self._end()
+
     def page_buffer(self, page: int) -> memoryview:
         """Writable memory of `block_nbytes` bytes; on the CPU the page itself, else a staging buffer."""
+        self.reach(page)
         target = self._page(page)
         if target.device.type != "cpu":
             target = torch.empty(self.cache.block_nbytes, dtype=torch.uint8)
@@ -97,14 +108,11 @@ class Arena:
 
 
 def _reserve(nbytes: int, device: torch.device) -> Tensor:
-    """Memory whose content is undefined; on the CPU the system maps most of it as it is touched."""
+    """Memory whose content is undefined; on the CPU the system maps it as it is touched."""
     if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(nbytes, dtype=torch.uint8, device=device)
     # In huge pages: a fault for each 4 KiB costs more than the read that fills a block (13 against 6 ms
     # for 38 MB), and attention walks the whole of it.
     memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
-    tensor = torch.frombuffer(memory, dtype=torch.uint8)
-    # A pool gives its first pages first, and the first touch of memory is the dearest part of a read.
-    tensor[:TOUCHED_NBYTES].zero_()
-    return tensor
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -135,6 +135,7 @@ class TorchRuntime:
         if not plan.chunks:
             return np.empty((0, self._spec.vocab_size), dtype=np.float32)
         _check(plan, self._spec, self._num_pages, self._cache.block_size)
+        parts.arena.reach(max(max(chunk.pages) for chunk in plan.chunks))
         arena = parts.arena.memory
         with torch.inference_mode():
             step = Step.from_plan(plan, self._cache.block_size, arena.device)
@@ -160,6 +161,8 @@ class TorchRuntime:
 
     def close(self) -> None:
         """Let go of weights and arena; memory is freed once no page buffer is held either. Idempotent."""
+        if self._open is not None:
+            self._open.arena.close()
         self._open = None
 
     def _parts(self) -> _Parts:
