@@ -23,7 +23,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool by the model. `arguments` is the text of a JSON object, its keys in the model's order."""
+    """A call of a tool by the model. `arguments` is a JSON object as text, its keys in the model's order."""
 
     id: str
     name: str
