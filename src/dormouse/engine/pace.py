@@ -6,14 +6,17 @@ row invariant, so that its size changes no result.
 
 from __future__ import annotations
 
-MOST_STEPS = 2.5
-"""A step with prompt tokens aims at so many times an ordinary decode step: below three with some noise."""
+MOST_STEPS = 2.0
+"""A step with prompt tokens aims at so many times an ordinary decode step: below three with much noise."""
 
 LEAST = 16
 """Fewer tokens would read the whole context for too little; prompts must go on, too."""
 
-_WEIGHT = 0.25
-"""Of the newest measurement in the running means."""
+_GOOD_NEWS, _BAD_NEWS = 0.1, 0.4
+"""Weight of the newest measurement in the running means: what makes budgets smaller is believed sooner.
+
+Tokens become dearer as the context of a prompt grows, and on a shared machine some steps take far longer.
+"""
 
 
 class Pace:
@@ -37,10 +40,12 @@ class Pace:
             beside = self._decode_s or 0.0 if num_decoding else 0.0
             # Never nothing: a step may be quicker than the streams alone were on average.
             token_s = max(seconds - beside, 0.1 * seconds) / num_prompt
-            self._token_s = _mean(self._token_s, token_s)
+            self._token_s = _mean(self._token_s, token_s, rise=_BAD_NEWS, fall=_GOOD_NEWS)
         elif num_decoding:
-            self._decode_s = _mean(self._decode_s, seconds)
+            self._decode_s = _mean(self._decode_s, seconds, rise=_GOOD_NEWS, fall=_BAD_NEWS)
 
 
-def _mean(before: float | None, value: float) -> float:
-    return value if before is None else before + _WEIGHT * (value - before)
+def _mean(before: float | None, value: float, *, rise: float, fall: float) -> float:
+    if before is None:
+        return value
+    return before + (rise if value > before else fall) * (value - before)
