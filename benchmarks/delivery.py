@@ -30,6 +30,7 @@ from dormouse.api.reply import Sink
 from dormouse.api.server import Server, bind
 from dormouse.domain.requests import Event, TextDelta
 from dormouse.engine.loop import EngineLoop
+from dormouse.models.host import ModelHost
 from dormouse.models.stack import Stack
 from dormouse.settings import Settings
 
@@ -109,7 +110,7 @@ def _serve_and_read(stack: Stack, streams: int) -> list[list[float]]:
         ready.append(url)
         up.set()
 
-    app = create_app(stack.served, stack.store, max_body_nbytes=1 << 20)
+    app = create_app(ModelHost(stack.served), stack.store, max_body_nbytes=1 << 20)
     server = Server(app, stack.served.engine, grace_s=5, on_ready=on_ready)
     listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -21,6 +21,7 @@ from dormouse.api.server import Server, bind
 from dormouse.engine.engine import Engine
 from dormouse.models.chat import ChatModel
 from dormouse.models.chat_template import ChatTemplate
+from dormouse.models.host import ModelHost
 from dormouse.models.served import ServedModel
 from dormouse.runtimes.fake import EOS, FakeRuntime
 from dormouse.store.block_store import BlockStore
@@ -80,7 +81,7 @@ def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
         max_running=2,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
-        app = create_app(served, store, max_body_nbytes=100_000)
+        app = create_app(ModelHost(served), store, max_body_nbytes=100_000)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
             yield Service(url, served, store, http)
 

@@ -11,23 +11,24 @@ from fastapi import APIRouter
 
 from dormouse.domain.agents import DEFAULT_TENANT, Agent, check_agent_name
 from dormouse.domain.errors import AgentNotFound
+from dormouse.models.host import ModelHost
 from dormouse.models.served import ServedModel
 from dormouse.store.block_store import BlockStore
 
 
-def router(served: ServedModel, store: BlockStore) -> APIRouter:
+def router(host: ModelHost, store: BlockStore) -> APIRouter:
     """The routes. Names may hold slashes, so they end a path."""
     routes = APIRouter(prefix="/v1/agents")
 
     @routes.get("")
     async def list_agents() -> dict[str, Any]:
         """All agents, the last used first."""
-        return {"object": "list", "data": await asyncio.to_thread(_rows, served, store)}
+        return {"object": "list", "data": await asyncio.to_thread(_rows, host.served, store)}
 
     @routes.get("/{name:path}")
     async def show_agent(name: str) -> dict[str, Any]:
         """One agent."""
-        return await asyncio.to_thread(_row, served, store, check_agent_name(name))
+        return await asyncio.to_thread(_row, host.served, store, check_agent_name(name))
 
     @routes.delete("/{name:path}")
     async def delete_agent(name: str) -> dict[str, Any]:

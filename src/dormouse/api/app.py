@@ -7,16 +7,16 @@ from fastapi import FastAPI
 import dormouse
 from dormouse.api import agents, errors, health, openai
 from dormouse.api.limits import BodyLimit
-from dormouse.models.served import ServedModel
+from dormouse.models.host import ModelHost
 from dormouse.store.block_store import BlockStore
 
 
-def create_app(served: ServedModel, store: BlockStore, *, max_body_nbytes: int) -> FastAPI:
+def create_app(host: ModelHost, store: BlockStore, *, max_body_nbytes: int) -> FastAPI:
     """All routes, each error in its envelope, bodies bounded."""
     app = FastAPI(title="Dormouse", version=dormouse.__version__)
     app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes)
     errors.install(app)
-    app.include_router(openai.router(served))
-    app.include_router(agents.router(served, store))
-    app.include_router(health.router(served, store))
+    app.include_router(openai.router(host))
+    app.include_router(agents.router(host, store))
+    app.include_router(health.router(host, store))
     return app

@@ -1,4 +1,4 @@
-"""From the error tree to HTTP: one table, looked up by class, in OpenAI's envelope."""
+"""From the error tree to HTTP: one table, looked up by class, in the envelope of the path's dialect."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ TOO_LARGE = 413
 
 
 class Status(NamedTuple):
-    """How a class of errors looks from outside: HTTP status, OpenAI's `type` and `code`."""
+    """How a class of errors looks from outside: HTTP status, OpenAI's `type` and `code`; `anthropic` is the
+    status where that dialect has one of its own."""
 
     http: int
     type: str
     code: str | None
+    anthropic: int | None = None
 
 
 _TABLE: dict[type[Exception], Status] = {
@@ -31,7 +33,7 @@ _TABLE: dict[type[Exception], Status] = {
     errors.RequestTooLarge: Status(TOO_LARGE, "invalid_request_error", "request_too_large"),
     errors.ModelNotFound: Status(404, "invalid_request_error", "model_not_found"),
     errors.AgentNotFound: Status(404, "invalid_request_error", "agent_not_found"),
-    errors.QueueFull: Status(429, "rate_limit_error", "queue_full"),
+    errors.QueueFull: Status(429, "rate_limit_error", "queue_full", anthropic=529),
     errors.Unavailable: Status(503, "server_error", "unavailable"),
     errors.ShuttingDown: Status(503, "server_error", "shutting_down"),
     errors.DeadlineExceeded: Status(504, "server_error", "deadline_exceeded"),
@@ -49,55 +51,97 @@ def status_of(error: Exception) -> Status:
     return Status(500, "server_error", None)
 
 
-def envelope(error: Exception) -> dict[str, Any]:
-    """OpenAI's error body for `error`."""
+def speaks_anthropic(path: str) -> bool:
+    """Whether the clients of `path` read Anthropic's envelope; all others read OpenAI's."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def envelope(error: Exception, path: str = "") -> dict[str, Any]:
+    """The error body for `error` in the dialect of `path`."""
     status = status_of(error)
+    if speaks_anthropic(path):
+        return _anthropic_body(str(error), status.anthropic or status.http)
     param = error.param if isinstance(error, errors.RequestError) else None
     return _body(str(error), status.type, param, status.code)
 
 
-def response(error: Exception) -> JSONResponse:
+def response(error: Exception, path: str = "") -> JSONResponse:
     """The HTTP answer for `error`, with `Retry-After` where trying again makes sense."""
     headers = {}
     if isinstance(error, errors.Unavailable):
         headers["retry-after"] = str(error.retry_after_s)
-    return JSONResponse(envelope(error), status_of(error).http, headers)
+    status = status_of(error)
+    own = status.anthropic if speaks_anthropic(path) else None
+    return JSONResponse(envelope(error, path), own or status.http, headers)
 
 
 def install(app: FastAPI) -> None:
     """Answer every error of the routes in the envelope."""
 
     @app.exception_handler(errors.DormouseError)
-    async def _ours(_: Request, error: errors.DormouseError) -> JSONResponse:
-        return response(error)
+    async def _ours(request: Request, error: errors.DormouseError) -> JSONResponse:
+        return response(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            message = f"the body is not valid JSON, at byte {first['loc'][-1]}"
-            return JSONResponse(_body(message, "invalid_request_error", None, None), 400)
-        if first["loc"] == ("body",):
-            message = f"{first['msg']}: send a JSON object with the header content-type: application/json"
-            return JSONResponse(_body(message, "invalid_request_error", None, None), 400)
-        # The location starts with "body"; what follows is the path of the field.
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        message = f"{param}: {first['msg']}" if param else str(first["msg"])
-        return JSONResponse(_body(message, "invalid_request_error", param, None), 400)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return response(_invalid_request(error), request.url.path)
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
         code = "request_too_large" if error.status_code == TOO_LARGE else None
-        body = _body(str(error.detail), "invalid_request_error", None, code)
+        message = str(error.detail)
+        if speaks_anthropic(request.url.path):
+            body = _anthropic_body(message, error.status_code)
+        else:
+            body = _body(message, "invalid_request_error", None, code)
         return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JSONResponse(_body("internal error; see the server's log", "server_error", None, None), 500)
+        return response(errors.DormouseError("internal error; see the server's log"), request.url.path)
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def _invalid_request(error: RequestValidationError) -> errors.InvalidRequest:
+    message, param = _explain(error)
+    return errors.InvalidRequest(message, param=param)
+
+
+def _explain(error: RequestValidationError) -> tuple[str, str | None]:
+    """What is wrong with a body, and the path of the field."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON, at byte {first['loc'][-1]}", None
+    if first["loc"] == ("body",):
+        return f"{first['msg']}: send a JSON object with the header content-type: application/json", None
+    # The location starts with "body"; what follows is the path of the field.
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    return (f"{param}: {first['msg']}" if param else str(first["msg"])), param
 
 
 def _body(message: str, type: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": _sendable(message), "type": type, "param": param, "code": code}}
+
+
+def _anthropic_body(message: str, status: int) -> dict[str, Any]:
+    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": _sendable(message)}}
+
+
+def _sendable(message: str) -> str:
     # A message may quote what was sent, and JSON can carry halves of characters that UTF-8 cannot.
-    message = message.encode("utf-8", "replace").decode("utf-8")
-    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+    return message.encode("utf-8", "replace").decode("utf-8")

@@ -8,19 +8,20 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from dormouse.models.served import ServedModel
+from dormouse.models.host import ModelHost
 from dormouse.store.block_store import BlockStore
 
 _FULL_ARENA = 0.9
 
 
-def router(served: ServedModel, store: BlockStore) -> APIRouter:
+def router(host: ModelHost, store: BlockStore) -> APIRouter:
     """`/health`: 200 while requests are answered, `degraded` included; 503 when they are not."""
     routes = APIRouter()
 
     @routes.get("/health")
     async def health() -> JSONResponse:
         """State, reasons and counts."""
+        served = host.served
         engine = served.engine
         stats = engine.stats()
         reasons = [{"code": reason.code, "message": reason.text} for reason in store.health()]

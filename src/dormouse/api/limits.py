@@ -24,7 +24,7 @@ class BodyLimit:
         error = RequestTooLarge(f"the body is over {self._max_nbytes} bytes; send less")
         declared = dict(scope.get("headers", ())).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_nbytes:
-            await response(error)(scope, receive, send)
+            await response(error, scope["path"])(scope, receive, send)
             return
         seen = 0
 

@@ -18,8 +18,8 @@ from dormouse.api.logprobs import chat_logprobs, completion_logprobs
 from dormouse.api.reply import Sink, events, gather
 from dormouse.api.schema import ChatBody, CompletionBody, GenerationBody
 from dormouse.domain.agents import check_agent_name
-from dormouse.domain.errors import ModelNotFound
 from dormouse.domain.requests import Event, Failed, Finished, Request, TextDelta, TokenLogprob, Usage
+from dormouse.models.host import ModelHost
 from dormouse.models.served import ServedModel
 
 _CLIENT_GONE = 499
@@ -120,14 +120,14 @@ def usage(used: Usage) -> dict[str, Any]:
     }
 
 
-def router(served: ServedModel) -> APIRouter:
+def router(host: ModelHost) -> APIRouter:
     """The routes of this dialect for one model."""
     routes = APIRouter(prefix="/v1")
 
     @routes.post("/chat/completions")
     async def chat_completions(body: ChatBody, http: HttpRequest, x_agent_id: AgentHeader = None) -> Response:
         """Continue a conversation."""
-        _check_model(served, body.model)
+        served = await host.serve(body.model)
         prompt = await asyncio.to_thread(
             served.chat.render, body.rendered(), **(body.chat_template_kwargs or {})
         )
@@ -141,7 +141,7 @@ def router(served: ServedModel) -> APIRouter:
         body: CompletionBody, http: HttpRequest, x_agent_id: AgentHeader = None
     ) -> Response:
         """Continue a text."""
-        _check_model(served, body.model)
+        served = await host.serve(body.model)
         prompt = body.single_prompt()
         tokens = await asyncio.to_thread(served.chat.encode, prompt) if isinstance(prompt, str) else prompt
         dialect = _Dialect(served, body, chat=False, logprobs=body.logprobs is not None)
@@ -152,13 +152,12 @@ def router(served: ServedModel) -> APIRouter:
     @routes.get("/models")
     async def models() -> dict[str, Any]:
         """The served model."""
-        return {"object": "list", "data": [_model(served)]}
+        return {"object": "list", "data": [_model(host.served)]}
 
     @routes.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One model."""
-        _check_model(served, name)
-        return _model(served)
+        return _model(await host.serve(name))
 
     return routes
 
@@ -230,13 +229,6 @@ def _utf8(header: str) -> str:
         return header.encode("latin-1").decode("utf-8")
     except UnicodeDecodeError:
         return header
-
-
-def _check_model(served: ServedModel, name: str) -> None:
-    if name != served.name:
-        raise ModelNotFound(
-            f"model '{name}' is not served here; this server has '{served.name}'", param="model"
-        )
 
 
 def _model(served: ServedModel) -> dict[str, Any]:

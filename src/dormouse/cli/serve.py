@@ -10,6 +10,7 @@ from rich.text import Text
 
 from dormouse.cli.options import set_up_logging, with_settings
 from dormouse.cli.output import console, friendly_errors, human_nbytes, progress_bar
+from dormouse.models.host import ModelHost
 from dormouse.models.stack import Stack
 from dormouse.settings import Settings
 
@@ -40,7 +41,7 @@ def _run(settings: Settings) -> None:
             stack = Stack.open(settings, on_progress)
         try:
             server = Server(
-                create_app(stack.served, stack.store, max_body_nbytes=settings.max_body_nbytes),
+                create_app(ModelHost(stack.served), stack.store, max_body_nbytes=settings.max_body_nbytes),
                 stack.served.engine,
                 grace_s=settings.grace_s,
                 on_ready=lambda url: _announce(settings, stack, url, time.monotonic() - started),
