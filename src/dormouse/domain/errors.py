@@ -6,7 +6,12 @@ DormouseError
 │   │   └── ContextLengthExceeded
 │   ├── RequestTooLarge          the body is over the limit
 │   ├── ModelNotFound
-│   └── AgentNotFound
+│   ├── AgentNotFound
+│   ├── AgentExists
+│   ├── CheckpointNotFound
+│   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
+│   ├── ArchiveMismatch          it is of another model, format or block size
+│   └── DocumentsFull            a bound on what is kept for good
 ├── Unavailable                  the request was fine; try again later
 │   ├── QueueFull
 │   ├── ShuttingDown
@@ -69,6 +74,26 @@ class ModelNotFound(RequestError):
 
 class AgentNotFound(RequestError):
     """No agent of that name belongs to the caller."""
+
+
+class AgentExists(RequestError):
+    """The name is taken."""
+
+
+class CheckpointNotFound(RequestError):
+    """The agent has no checkpoint of that name."""
+
+
+class ArchiveInvalid(RequestError):
+    """What was sent as an agent's file is damaged, cut, or something else; nothing was imported."""
+
+
+class ArchiveMismatch(RequestError):
+    """An agent's file is of another model, KV format or block size; the message names both sides."""
+
+
+class DocumentsFull(RequestError):
+    """No more documents of this kind are kept for the tenant, or this one alone is too large."""
 
 
 class Unavailable(DormouseError):
