@@ -38,6 +38,7 @@ _TABLE: dict[type[Exception], Status] = {
     errors.ArchiveInvalid: Status(400, "invalid_request_error", "archive_invalid"),
     errors.ArchiveMismatch: Status(409, "invalid_request_error", "archive_mismatch"),
     errors.DocumentsFull: Status(507, "invalid_request_error", "documents_full"),
+    errors.ResponseNotFound: Status(404, "invalid_request_error", "previous_response_not_found"),
     errors.QueueFull: Status(429, "rate_limit_error", "queue_full", anthropic=529),
     errors.Unavailable: Status(503, "server_error", "unavailable"),
     errors.ShuttingDown: Status(503, "server_error", "shutting_down"),

@@ -7,6 +7,7 @@ DormouseError
 │   ├── RequestTooLarge          the body is over the limit
 │   ├── ModelNotFound
 │   ├── AgentNotFound
+│   ├── ResponseNotFound
 │   ├── AgentExists
 │   ├── CheckpointNotFound
 │   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
@@ -94,6 +95,10 @@ class ArchiveMismatch(RequestError):
 
 class DocumentsFull(RequestError):
     """No more documents of this kind are kept for the tenant, or this one alone is too large."""
+
+
+class ResponseNotFound(RequestError):
+    """No stored response of that id belongs to the caller."""
 
 
 class Unavailable(DormouseError):

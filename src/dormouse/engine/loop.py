@@ -17,7 +17,15 @@ from dormouse.domain.blocks import BlockKey, Namespace, Tokens
 from dormouse.domain.errors import DeadlineExceeded, DormouseError, ModelOutputInvalid
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.plan import Chunk
-from dormouse.domain.requests import Failed, Finished, FinishReason, Request, SamplingParams, TextDelta
+from dormouse.domain.requests import (
+    Failed,
+    Finished,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Started,
+    TextDelta,
+)
 from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
 from dormouse.engine.drafts import Drafter
 from dormouse.engine.loads import Load
@@ -201,6 +209,8 @@ class EngineLoop:
         now = time.monotonic()
         self._expire(now)
         step = self._scheduler.schedule(now)
+        for sequence in step.admitted:
+            sequence.request.sink(Started(sequence.usage()))
         for tail in step.preempted:
             self._saver.save_tail(tail)
         for copy in step.copies:

@@ -65,6 +65,7 @@ class Scheduler:
         self._loads = Loads(pool, store, load_timeout_s)
         self._copies: list[Copy] = []
         self._preempted: list[Tail] = []
+        self._admitted: list[Sequence] = []
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -94,6 +95,7 @@ class Scheduler:
         self._admit(now)
         chunks = self._chunks()
         step = Step(
+            tuple(self._admitted),
             tuple(self._preempted),
             tuple(self._copies),
             self._loads.take_new(),
@@ -102,7 +104,7 @@ class Scheduler:
             tuple(sequence for sequence, _, _ in chunks),
             tuple(draft for _, _, draft in chunks),
         )
-        self._preempted, self._copies = [], []
+        self._admitted, self._preempted, self._copies = [], [], []
         return step
 
     def copied(self, copy: Copy) -> None:
@@ -198,6 +200,7 @@ class Scheduler:
             sequence.was_admitted = True
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
+            self._admitted.append(sequence)
 
     def _read_ahead(self) -> tuple[BlockKey, ...]:
         """Blocks that those who wait will load, the first in the queue first; of each sequence once.
