@@ -52,9 +52,10 @@ class Call:
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     text: str = ""
     end: Finished | Failed | None = None
+    wait_s: float = WAIT_S
 
     def next(self) -> Event:
-        event = self._events.get(timeout=WAIT_S)
+        event = self._events.get(timeout=self.wait_s)
         if isinstance(event, TextDelta):
             self.text += event.text
         else:
