@@ -47,7 +47,24 @@ class Settings(BaseSettings):
         None,
         ge=32,
         description="Tokens of KV kept in memory. By default a quarter of the free memory, "
-        "32 full contexts at most.",
+        "one full context at least and 32 at most.",
+    )
+    context_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of prompt and reply together. By default what the model was trained for; "
+        "more needs `--rope-scaling`.",
+    )
+    rope_scaling: Literal["none", "linear", "yarn"] = Field(
+        "none",
+        description="How positions beyond the trained context are made; yarn is the usual way. KV computed "
+        "under one scaling is unknown to another.",
+    )
+    rope_factor: float | None = Field(
+        None,
+        ge=1,
+        description="How many times the trained context the scaling reaches. By default as far as "
+        "`--context-length` asks; give it to keep the stored KV when that changes.",
     )
     threads: int | None = Field(None, ge=1, description="Compute threads. By default one per core.")
     device: Literal["cpu", "cuda", "mps"] = Field("cpu", description="Where the model computes.")

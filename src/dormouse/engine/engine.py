@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER_S = 60
 _REPLIES_REMEMBERED = 32
+_PACE_WINDOW_S = 60.0
+_UNKNOWN_PACE_S = 1.0
+"""Seconds between the ends of replies, as long as none has ended lately."""
+
 _MAX_WAIT_S = 3600.0
 """Timers do not take a wait of any length; to look once more an hour costs nothing."""
 
@@ -68,6 +72,7 @@ class Engine:
         self._closed: DormouseError | None = None
         self._ended = False
         self._ends: deque[float] = deque(maxlen=_REPLIES_REMEMBERED)
+        self._promised_until = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -148,11 +153,15 @@ class Engine:
             raise InvalidRequest(f"the prompt has token ids outside 0..{vocab_size - 1}", param="prompt")
 
     def _retry_after(self) -> int:
-        """Whole seconds in which one more reply is likely to end."""
-        if len(self._ends) < 2:
-            return 1
-        interval = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(interval)))
+        """Whole seconds until a place in the queue is likely to be free for one more.
+
+        Each who is refused is told of a place of its own, or all of a flood would come back for the first.
+        """
+        now = time.monotonic()
+        recent = [end for end in self._ends if end > now - _PACE_WINDOW_S]
+        interval = (now - recent[0]) / len(recent) if recent else _UNKNOWN_PACE_S
+        self._promised_until = min(max(self._promised_until, now) + interval, now + _MAX_RETRY_AFTER_S)
+        return max(1, math.ceil(self._promised_until - now))
 
     def _post(self, message: Callable[[], None]) -> None:
         """Put a message into the inbox. An ended engine has nobody to read it, so it is dropped."""
