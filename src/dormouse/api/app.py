@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 import dormouse
-from dormouse.api import agents, errors, health, openai
+from dormouse.api import admin, agents, errors, health, openai, root
 from dormouse.api.limits import BodyLimit
 from dormouse.models.host import ModelHost
 from dormouse.store.block_store import BlockStore
@@ -19,4 +19,6 @@ def create_app(host: ModelHost, store: BlockStore, *, max_body_nbytes: int) -> F
     app.include_router(openai.router(host))
     app.include_router(agents.router(host, store))
     app.include_router(health.router(host, store))
+    app.include_router(admin.router(host, store))
+    app.include_router(root.router())
     return app
