@@ -26,6 +26,22 @@ class Settings(BaseSettings):
         description="A model folder, `smollm2` (embedded), the name of an imported model, or a "
         "Hugging Face id.",
     )
+    aliases: str = Field(
+        "claude-*,gpt-*,chatgpt-*,codex-*,o1*,o3*,o4*,default",
+        description="Model names that mean whatever is served: patterns with commas between them, none if "
+        "empty. The names of models on this machine are no aliases.",
+    )
+    auto_swap: Literal["on", "off"] = Field(
+        "off", description="on lets a request's `model` decide which model of this machine is served."
+    )
+    swap_stay_s: float = Field(
+        30, ge=0, description="With auto-swap, how long a model is served at least, in seconds."
+    )
+    swap_wait_s: float = Field(
+        60,
+        ge=0,
+        description="How long a request may wait for a model, in seconds; then it gets a 503.",
+    )
     data_dir: Path = Field(
         default_factory=lambda: platformdirs.user_data_path("dormouse"),
         description="Folder of the block files and the catalog. One server owns it at a time.",

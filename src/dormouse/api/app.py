@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 import dormouse
-from dormouse.api import agents, anthropic, chat, completions, errors, health, models, responses
+from dormouse.api import admin, agents, anthropic, chat, completions, errors, health, models, responses, root
 from dormouse.api.limits import BodyLimit
 from dormouse.api.services import Services
 from dormouse.models.host import ModelHost
@@ -22,4 +22,6 @@ def create_app(host: ModelHost, store: BlockStore, *, max_body_nbytes: int) -> F
         app.include_router(dialect.router(services))
     app.include_router(agents.router(host, store))
     app.include_router(health.router(host, store))
+    app.include_router(admin.router(host, store))
+    app.include_router(root.router())
     return app

@@ -71,6 +71,11 @@ class Scheduler:
         """Blocks on their way from the store."""
         return len(self._loads)
 
+    @property
+    def num_overdue(self) -> int:
+        """Blocks whose read was given up and has not returned."""
+        return self._loads.num_overdue
+
     def next_deadline(self) -> float | None:
         """When a sequence or a load is to be given up, on the monotonic clock."""
         moments = [self._loads.next_deadline, *(s.deadline for s in self.sequences)]
