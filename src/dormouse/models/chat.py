@@ -8,13 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dormouse.domain.constraint import Constraint
-from dormouse.domain.conversation import Conversation
 from dormouse.domain.errors import InvalidRequest, ModelError
 from dormouse.models.chat_template import ChatTemplate, Message
 from dormouse.models.decode_stream import DecodeStream, decoder_of
 from dormouse.models.folder import TOKENIZER, ModelFolder, read_json
-from dormouse.models.reply_parser import Plain, ReplyParser
 
 
 class ChatModel:
@@ -122,26 +119,6 @@ class ChatModel:
     def decode_stream(self) -> DecodeStream:
         """An incremental `decode`, for one reply."""
         return self._decoder.stream()
-
-    def render_conversation(self, conversation: Conversation) -> str:
-        return self.render_text(
-            [
-                {"role": m.role.value, "content": m.text}
-                | (
-                    {"tool_calls": [{"function": {"name": c.name, "arguments": c.parsed()}} for c in m.calls]}
-                    if m.calls
-                    else {}
-                )
-                for m in conversation.messages
-            ],
-            **conversation.variables,
-        )
-
-    def reply_parser(self, conversation: Conversation, prompt_text: str) -> ReplyParser:
-        return Plain()
-
-    def constraint(self, conversation: Conversation, prompt_text: str) -> Constraint | None:
-        return None
 
     def decode_reply(self, token_ids: Iterable[int]) -> str:
         """The text of a reply's tokens, with the markers that its parser reads."""
