@@ -210,9 +210,8 @@ def test_a_prompt_that_is_too_long_says_so_in_the_words_that_clients_know(servic
     assert " tokens > " in message
 
 
-@pytest.mark.parametrize("key", [{"api_key": "k"}, {"auth_token": "k"}])
-def test_the_sdk_works(service: Service, key: dict[str, str]) -> None:
-    with anthropic.Anthropic(base_url=service.url, max_retries=0, **key) as client:
+def test_the_sdk_works(service: Service) -> None:
+    with anthropic.Anthropic(base_url=service.url, max_retries=0, api_key="k") as client:
         messages: Any = [{"role": "user", "content": "hello"}]
         whole = client.messages.create(model="fake", max_tokens=8, messages=messages)
         with client.messages.stream(model="fake", max_tokens=8, messages=messages) as stream:

@@ -289,7 +289,7 @@ def _prepare(services: Services, served: ServedModel, ask: Ask) -> _Prepared:
         prompter,
         prompt,
         served.chat.reply_parser(ask.source, prompt.text),
-        served.chat.constraint(ask.source, prompt.text),
+        None,
         history,
         divergence(history, prompt.tokens),
     )
