@@ -14,6 +14,8 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.call import call_of
+from dormouse.api.caller import caller_of
 from dormouse.api.logprobs import chat_logprobs, completion_logprobs
 from dormouse.api.reply import Sink, events, gather
 from dormouse.api.schema import ChatBody, CompletionBody, GenerationBody
@@ -185,8 +187,10 @@ async def _answer(
         ),
         sink=sink,
         agent=_agent(agent_header, body.prompt_cache_key),
+        tenant=caller_of(http).tenant,
         deadline_s=served.deadline_s,
     )
+    request = call_of(http).observe(request, served.name)
     served.engine.submit(request)
     if body.stream:
         return sse.stream(_frames(served, dialect, request, sink))

@@ -6,9 +6,13 @@ DormouseError
 │   │   └── ContextLengthExceeded
 │   ├── RequestTooLarge          the body is over the limit
 │   ├── ModelNotFound
-│   └── AgentNotFound
+│   ├── AgentNotFound
+│   ├── KeyNotFound
+│   ├── Unauthorized             no valid API key
+│   └── Forbidden                a valid key, which may not do this
 ├── Unavailable                  the request was fine; try again later
 │   ├── QueueFull
+│   ├── RateLimited              more than the key or the agent may ask
 │   ├── ShuttingDown
 │   └── DeadlineExceeded
 ├── ModelError                   a model cannot be loaded or imported
@@ -22,12 +26,15 @@ DormouseError
 │   └── BlockMissing
 ├── ModelOutputInvalid           the model computed NaN for this request; the others go on
 ├── CannotListen                 the address to serve on is not to be had
+├── BadSettings                  flags, environment or file say what cannot be
 └── EngineDead                   the engine loop ended by an error of ours
 
 Every message says what happened and what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class DormouseError(Exception):
@@ -71,6 +78,18 @@ class AgentNotFound(RequestError):
     """No agent of that name belongs to the caller."""
 
 
+class KeyNotFound(RequestError):
+    """No API key of that id."""
+
+
+class Unauthorized(RequestError):
+    """No API key came with the request, or one that is not (any more) valid."""
+
+
+class Forbidden(RequestError):
+    """The key is valid, but what it asks for needs an admin key."""
+
+
 class Unavailable(DormouseError):
     """The request was fine, the moment was not. `retry_after_s` is in whole seconds."""
 
@@ -81,6 +100,10 @@ class Unavailable(DormouseError):
 
 class QueueFull(Unavailable):
     """The bounded queue of waiting requests is full."""
+
+
+class RateLimited(Unavailable):
+    """The key or the agent asks more often than it may."""
 
 
 class ShuttingDown(Unavailable):
@@ -139,6 +162,14 @@ class BlockMissing(StoreError):
 
 class CannotListen(DormouseError):
     """The address is in use, not ours, or not allowed; choose another host or port."""
+
+
+class BadSettings(DormouseError):
+    """Settings that are unknown or out of range. `problems` has a line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
 
 
 class EngineDead(DormouseError):
