@@ -55,6 +55,7 @@ class Service:
     served: ServedModel
     store: BlockStore
     http: httpx.Client
+    store_folder: Path
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """A chat completion with one user message; greedy, eight tokens, unless told otherwise."""
@@ -97,7 +98,7 @@ def serving(
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
         app = create_app(ModelHost(served), store, max_body_nbytes=100_000, around=around)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
-            yield Service(url, served, store, http)
+            yield Service(url, served, store, http, tmp_path / "data")
 
 
 @contextmanager
