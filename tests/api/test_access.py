@@ -98,7 +98,7 @@ def test_everything_else_needs_a_key(
 ) -> None:
     service, file = closed
     file.add("a")
-    raw = {name: value.encode() for name, value in headers.items()}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     assert service.http.request(method, path, headers=raw).status_code == 401
 
 

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from dormouse.api.request_id import AddRequestId
 from dormouse.cli.output import errors
 
-_CHATTY = ("httpx", "uvicorn", "opentelemetry")
+CHATTY = ("httpx", "uvicorn", "opentelemetry")
 """A line a request from the libraries says nothing that our own lines do not."""
 
 
@@ -52,5 +52,5 @@ def set_up_logging(level: str, log_format: str = "text") -> None:
         handler.setFormatter(_TextFormatter())
     handler.addFilter(AddRequestId())
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    for name in _CHATTY:
+    for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
