@@ -17,7 +17,9 @@ from dormouse.api.edge import Edge
 from dormouse.api.keys import KeyFile, KeyRing
 from dormouse.api.request_id import AddRequestId
 from dormouse.cli.logs import CHATTY, JsonFormatter
+from dormouse.domain.plan import Plan
 from dormouse.models.chat import ChatModel
+from dormouse.runtimes.base import Logits
 from dormouse.runtimes.fake import FakeRuntime
 
 REQUESTS = "dormouse.api.request_log"
@@ -120,10 +122,20 @@ def test_refusals_and_failures_have_lines(service: Service, lines: Lines) -> Non
     assert (other["status"], "outcome" in other) == (400, False)
 
 
+class Dying(FakeRuntime):
+    def forward(self, plan: Plan) -> Logits:
+        raise MemoryError(f"no room for {plan.num_tokens} tokens")
+
+
+@pytest.mark.parametrize("runtime", [Dying], indirect=True)
+def test_a_reply_that_fails_has_its_code(service: Service, lines: Lines) -> None:
+    service.chat()
+    (line,) = lines.requests(1)
+    assert (line["status"], line["outcome"], line["error"]) == (500, "failed", "engine_dead")
+
+
 @pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
-def test_a_reply_that_fails_or_is_given_up_says_so(
-    service: Service, runtime: FakeRuntime, lines: Lines
-) -> None:
+def test_a_reply_that_is_given_up_says_so(service: Service, runtime: FakeRuntime, lines: Lines) -> None:
     assert isinstance(runtime, GatedRuntime)
     body = {"model": "fake", "messages": [{"role": "user", "content": "hello"}], "stream": True}
     with service.http.stream("POST", "/v1/chat/completions", json=body) as answer:
