@@ -35,7 +35,9 @@ def router(services: Services) -> APIRouter:
         """Continue a conversation."""
         served = await services.host.serve(body.model)
         conversation = body.conversation()
+        message_id = anthropic_stream.new_message_id()
         ask = Ask(
+            message_id,
             conversation,
             body.sampling(),
             body.max_tokens,
@@ -44,7 +46,6 @@ def router(services: Services) -> APIRouter:
             call_of(http),
         )
         generation = await Generation.begin(services, served, ask)
-        message_id = anthropic_stream.new_message_id()
         sent = Sent(body.model, conversation, generation.prompt_keys)
         why = misses.why(caller.tenant, body.previous_message_id, sent)
         misses.remember(caller.tenant, message_id, sent)

@@ -40,6 +40,7 @@ def router(services: Services) -> APIRouter:
         toolbox = body.toolbox()
         stream = ResponseStream(body, toolbox)
         ask = Ask(
+            stream.id,
             body.conversation_after(past, toolbox),
             body.sampling(),
             body.limit,
