@@ -157,6 +157,27 @@ class CacheSpec:
             f"group={self.group_size}"
         )
 
+    @classmethod
+    def parse(cls, fingerprint: str) -> CacheSpec:
+        """The spec with that fingerprint. Raises ValueError when there is none."""
+        version, _, rest = fingerprint.partition(" ")
+        name, *fields = rest.split(" ")
+        numbers = {key: int(value) for key, _, value in (field.partition("=") for field in fields)}
+        try:
+            spec = cls.for_heads(
+                KVFormat(name),
+                numbers["block"],
+                num_layers=numbers["layers"],
+                num_kv_heads=numbers["heads"],
+                k_head_dim=numbers["k"],
+                v_head_dim=numbers["v"],
+            )
+        except (KeyError, UnsupportedModel) as error:
+            raise ValueError(f"{fingerprint!r} describes no KV cache") from error
+        if version != "kv1" or spec.fingerprint() != fingerprint:
+            raise ValueError(f"{fingerprint!r} describes no KV cache of this version")
+        return spec
+
     @cached_property
     def _layout(self) -> tuple[tuple[tuple[Half, Half], ...], int]:
         k_bits, v_bits = self.format.bits

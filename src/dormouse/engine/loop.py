@@ -326,6 +326,6 @@ class EngineLoop:
     def _namespace(self, tenant: str) -> Namespace:
         if tenant not in self._namespaces:
             namespace = cache_namespace(self._runtime.spec, self._runtime.cache, tenant)
-            self._store.register(namespace, self._runtime.cache)
+            self._store.register(namespace, self._runtime.cache, self._runtime.spec.fingerprint)
             self._namespaces[tenant] = namespace
         return self._namespaces[tenant]
