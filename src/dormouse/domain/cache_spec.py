@@ -19,6 +19,7 @@ ALIGNMENT = 64
 GROUP_SIZES = (64, 32)
 MIN_BLOCK_SIZE = 16
 MAX_BLOCK_SIZE = 512
+_MAX_DIMENSION = 1 << 14
 DTYPE_NBYTES = {"F32": 4, "BF16": 2, "U32": 4, "U8": 1}
 """Names as safetensors spells them."""
 
@@ -163,6 +164,8 @@ class CacheSpec:
         version, _, rest = fingerprint.partition(" ")
         name, *fields = rest.split(" ")
         numbers = {key: int(value) for key, _, value in (field.partition("=") for field in fields)}
+        if not all(0 < number <= _MAX_DIMENSION for number in numbers.values()):
+            raise ValueError(f"{fingerprint!r} has numbers that no model has")
         try:
             spec = cls.for_heads(
                 KVFormat(name),

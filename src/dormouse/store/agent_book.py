@@ -11,20 +11,23 @@ from dataclasses import replace
 from dormouse.domain.agents import Agent, AgentId, Checkpoint, check_tag
 from dormouse.domain.blocks import ROOT
 from dormouse.domain.errors import AgentExists, CheckpointNotFound, InvalidRequest
+from dormouse.store.agent_import import Adoption
 from dormouse.store.garbage import release_tails
 from dormouse.store.index import Index
 from dormouse.store.keeper import CATALOG_ROOM_NBYTES, Keeper
 from dormouse.store.notes import Notes
 from dormouse.store.rows import (
+    CHECKPOINT_KIND,
     AgentRow,
     Change,
     CheckpointId,
     CheckpointRow,
     DocumentId,
     DocumentRow,
+    agent_documents,
     checkpoint_document,
 )
-from dormouse.store.view import StoreView
+from dormouse.store.view import Snapshot, StoreView
 
 MAX_CHECKPOINTS = 256
 TRANSCRIPT = "transcript"
@@ -147,6 +150,40 @@ class AgentBook:
         if then is None:
             change.documents[transcript] = None
         return self._commit_agent(row, change, {} if then is None else {transcript: then})
+
+    def adopt(self, adoption: Adoption, *, overwrite: bool) -> Agent:
+        """Enter an imported agent. Raises AgentExists for a taken name, unless `overwrite`."""
+        row = adoption.agent
+        change = Change(checkpoints={checkpoint.id: checkpoint for checkpoint in adoption.checkpoints})
+        if not overwrite:
+            self.refuse_taken(row.id.tenant, row.id.name)
+        for taken in self._view.named(row.id.tenant, row.id.name):
+            self._replace(change, taken)
+        for block in adoption.history:
+            if block.key not in self._index.blocks:
+                change.rows[block.key] = block
+        change.removed_agents.discard(row.id)
+        change.removed_checkpoints -= change.checkpoints.keys()
+        return self._commit_agent(row, change, adoption.bodies)
+
+    def _replace(self, change: Change, taken: AgentId) -> None:
+        """Another agent takes the name of this one; its blocks belong to nobody then."""
+        self._keeper.recorded([taken], taken.name)
+        tags = self._index.checkpoints.get(taken, {})
+        change.removed_agents.add(taken)
+        change.removed_checkpoints |= {tag.id for tag in tags.values()}
+        change.documents |= dict.fromkeys(agent_documents(taken.tenant, taken.name, tags))
+
+    def snapshot(self, ids: Sequence[AgentId], name: str) -> tuple[Snapshot, dict[tuple[str, str], bytes]]:
+        """An agent's rows, and its documents by kind and tag. Raises AgentNotFound and StoreError."""
+        snapshot = self._view.snapshot(self._keeper.recorded(ids, name))
+        tenant = snapshot.agent.id.tenant
+        places = {(kind, ""): DocumentId(tenant, kind, name) for kind in FORKED_KINDS}
+        for checkpoint in snapshot.checkpoints:
+            tag = checkpoint.id.tag
+            places[CHECKPOINT_KIND, tag] = checkpoint_document(tenant, name, tag)
+        bodies = {place: self._read_document(document) for place, document in places.items()}
+        return snapshot, {place: body for place, body in bodies.items() if body is not None}
 
     def refuse_taken(self, tenant: str, name: str) -> None:
         """Raise AgentExists when the tenant has an agent of that name, of whatever model."""

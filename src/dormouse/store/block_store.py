@@ -138,7 +138,7 @@ class BlockStore:
         self._read_ahead = ReadAhead(parts.layout, parts.view)
         self._identities: dict[Namespace, Identity] = {}
         book = AgentBook(parts.keeper, parts.index, parts.view, parts.notes, self._read_document, clock)
-        self.admin = AgentAdmin(parts.view, book, self._run)
+        self.admin = AgentAdmin(self, parts, book, self._run, clock)
 
     @classmethod
     def open(

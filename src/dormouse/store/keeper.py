@@ -255,6 +255,28 @@ class Keeper:
             self._health.failed("removal of files", error)
         self._trim_catalog()
 
+    def add(self, blocks: Sequence[PendingBlock]) -> None:
+        """Make blocks durable now, all or none. Raises StoreError when they do not fit, and as `commit`."""
+        nbytes = sum(block.format.file_nbytes(block.tokens) for block in blocks)
+        self.enforce_quota(nbytes + 2 * CATALOG_ROOM_NBYTES + len(blocks) * ROW_ROOM_NBYTES)
+        written, failed = self._files.write(blocks)
+        self._counters.add(Count.BYTES_WRITTEN, sum(w.nbytes for w in written))
+        try:
+            if failed:
+                raise failed[0][1]
+            self.commit(self._plan(written, [], {}))
+        except WRITE_ERRORS:
+            self._doomed.update((block.link.key, block.namespace) for block in blocks)
+            self.unlink_doomed()
+            raise
+        self._counters.add(Count.BLOCKS_WRITTEN, len(written))
+
+    def remove_unreached(self, keys: Iterable[BlockKey]) -> None:
+        """Remove those blocks that nobody has come to need. Raises as `commit` does."""
+        kept = self._index.reachable(self._index.refs()) | self._view.unsaved_keys()
+        blocks = self._index.blocks
+        self._remove([blocks[key] for key in keys if key in blocks and key not in kept], frozenset())
+
     def _settled(self) -> set[BlockKey]:
         """Unlinked files that no power cut brings back; many at a time, each folder costs an fsync."""
         if len(self._unlinked) < MAX_UNLINKED:

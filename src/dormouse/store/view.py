@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -11,7 +11,7 @@ from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, unpack_token
 from dormouse.domain.errors import AgentNotFound, StoreError
 from dormouse.store.files import BlockFormat
 from dormouse.store.index import Head, Index, head_of
-from dormouse.store.rows import AgentRow, BlockRow, Change
+from dormouse.store.rows import AgentRow, BlockRow, Change, CheckpointRow
 
 
 @dataclass(slots=True)
@@ -34,6 +34,15 @@ class UnsavedAgent:
     rest: bytes
     saved_at: float
     on_durable: Callable[[bool], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An agent's rows at one moment; `blocks` are in no order."""
+
+    agent: AgentRow
+    checkpoints: tuple[CheckpointRow, ...]
+    blocks: Mapping[BlockKey, BlockRow]
 
 
 class StoreView:
@@ -229,6 +238,17 @@ class StoreView:
             rows = list(self._index.checkpoints.get(id, {}).values())
         found = [Checkpoint(row.id.tag, row.tip, row.num_tokens, row.created_at) for row in rows]
         return sorted(found, key=lambda checkpoint: (checkpoint.created_at, checkpoint.tag))
+
+    def snapshot(self, row: AgentRow) -> Snapshot:
+        """A recorded agent, its checkpoints and all their blocks. A damaged payload counts as none."""
+        with self._lock:
+            checkpoints = tuple(self._index.checkpoints.get(row.id, {}).values())
+            blocks = {key: self._index.blocks[key] for key in self._index.reachable((row, *checkpoints))}
+            whole = {
+                key: block if self._has_payload(key) else block.without_payload()
+                for key, block in blocks.items()
+            }
+        return Snapshot(row, checkpoints, whole)
 
     def own_chain(self, id: AgentId) -> list[BlockKey]:
         """Those keys of `chain` that no other agent reaches. Raises AgentNotFound."""
