@@ -26,6 +26,22 @@ class Settings(BaseSettings):
         description="A model folder, `smollm2` (embedded), the name of an imported model, or a "
         "Hugging Face id.",
     )
+    aliases: str = Field(
+        "claude-*,gpt-*,chatgpt-*,codex-*,o1*,o3*,o4*,default",
+        description="Model names that mean whatever is served: patterns with commas between them, none if "
+        "empty. The names of models on this machine are no aliases.",
+    )
+    auto_swap: Literal["on", "off"] = Field(
+        "off", description="on lets a request's `model` decide which model of this machine is served."
+    )
+    swap_stay_s: float = Field(
+        30, ge=0, description="With auto-swap, how long a model is served at least, in seconds."
+    )
+    swap_wait_s: float = Field(
+        60,
+        ge=0,
+        description="How long a request may wait for a model, in seconds; then it gets a 503.",
+    )
     data_dir: Path = Field(
         default_factory=lambda: platformdirs.user_data_path("dormouse"),
         description="Folder of the block files and the catalog. One server owns it at a time.",
@@ -47,7 +63,24 @@ class Settings(BaseSettings):
         None,
         ge=32,
         description="Tokens of KV kept in memory. By default a quarter of the free memory, "
-        "32 full contexts at most.",
+        "one full context at least and 32 at most.",
+    )
+    context_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of prompt and reply together. By default what the model was trained for; "
+        "more needs `--rope-scaling`.",
+    )
+    rope_scaling: Literal["none", "linear", "yarn"] = Field(
+        "none",
+        description="How positions beyond the trained context are made; yarn is the usual way. KV computed "
+        "under one scaling is unknown to another.",
+    )
+    rope_factor: float | None = Field(
+        None,
+        ge=1,
+        description="How many times the trained context the scaling reaches. By default as far as "
+        "`--context-length` asks; give it to keep the stored KV when that changes.",
     )
     threads: int | None = Field(None, ge=1, description="Compute threads. By default one per core.")
     device: Literal["cpu", "cuda", "mps"] = Field("cpu", description="Where the model computes.")

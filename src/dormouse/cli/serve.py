@@ -10,7 +10,6 @@ from rich.text import Text
 
 from dormouse.cli.options import set_up_logging, with_settings
 from dormouse.cli.output import console, friendly_errors, human_nbytes, progress_bar
-from dormouse.models.host import ModelHost
 from dormouse.models.stack import Stack
 from dormouse.settings import Settings
 
@@ -37,14 +36,19 @@ def _run(settings: Settings) -> None:
     # First of all: a port in use is known before a model is loaded for nothing.
     listener = bind(settings.host, settings.port)
     with listener:
-        with progress_bar() as on_progress:
-            stack = Stack.open(settings, on_progress)
+        stack = Stack.prepare(settings)
+
+        async def load() -> None:
+            with progress_bar() as on_progress:
+                await stack.host.start(settings.model, on_progress)
+
         try:
             server = Server(
-                create_app(ModelHost(stack.served), stack.store, max_body_nbytes=settings.max_body_nbytes),
-                stack.served.engine,
+                create_app(stack.host, stack.store, max_body_nbytes=settings.max_body_nbytes),
+                stack.host,
                 grace_s=settings.grace_s,
                 on_ready=lambda url: _announce(settings, stack, url, time.monotonic() - started),
+                load=load,
             )
             server.run(sockets=[listener])
         finally:

@@ -7,14 +7,19 @@ DormouseError
 │   ├── RequestTooLarge          the body is over the limit
 │   ├── ModelNotFound
 │   ├── AgentNotFound
+│   ├── ResponseNotFound
 │   ├── AgentExists
 │   ├── CheckpointNotFound
 │   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
 │   ├── ArchiveMismatch          it is of another model, format or block size
-│   └── DocumentsFull            a bound on what is kept for good
+│   ├── DocumentsFull            a bound on what is kept for good
+│   ├── Forbidden                the caller may not do this
+│   ├── SwapRefused              the new model cannot be served here; nothing was touched
+│   └── SwapInProgress           models are swapped one after the other
 ├── Unavailable                  the request was fine; try again later
 │   ├── QueueFull
 │   ├── ShuttingDown
+│   ├── ModelSwapped             another model is served now; what was generated is saved
 │   └── DeadlineExceeded
 ├── ModelError                   a model cannot be loaded or imported
 │   ├── UnsupportedModel
@@ -25,6 +30,7 @@ DormouseError
 │   ├── DamagedBlock
 │   ├── DamagedCatalog
 │   └── BlockMissing
+├── SwapFailed                   the new model could not be loaded; the old one is back if it could be
 ├── ModelOutputInvalid           the model computed NaN for this request; the others go on
 ├── CannotListen                 the address to serve on is not to be had
 └── EngineDead                   the engine loop ended by an error of ours
@@ -96,6 +102,22 @@ class DocumentsFull(RequestError):
     """No more documents of this kind are kept for the tenant, or this one alone is too large."""
 
 
+class ResponseNotFound(RequestError):
+    """No stored response of that id belongs to the caller."""
+
+
+class Forbidden(RequestError):
+    """The caller is known and may not do this."""
+
+
+class SwapRefused(RequestError):
+    """The new model cannot be served here: unsupported, damaged or too large. Nothing was touched."""
+
+
+class SwapInProgress(RequestError):
+    """Models are swapped one after the other; ask again when this swap has ended."""
+
+
 class Unavailable(DormouseError):
     """The request was fine, the moment was not. `retry_after_s` is in whole seconds."""
 
@@ -112,6 +134,10 @@ class ShuttingDown(Unavailable):
     """The server stops; what was generated so far is saved."""
 
 
+class ModelSwapped(Unavailable):
+    """The model of the request is being replaced; what was generated so far is saved."""
+
+
 class DeadlineExceeded(Unavailable):
     """The request did not finish within its deadline."""
 
@@ -126,6 +152,10 @@ class UnsupportedModel(ModelError):
 
 class ModelFilesMissing(ModelError):
     """A model folder lacks files; the message lists them."""
+
+
+class SwapFailed(DormouseError):
+    """The new model could not be loaded; the message says why, and what is served now."""
 
 
 class ModelOutputInvalid(DormouseError):

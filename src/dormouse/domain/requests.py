@@ -75,6 +75,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The request has its pages: `usage` says what of its prompt was found. Rarely sent twice, when what was
+    found could not be read."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """New text of a reply. `logprobs` has one entry per token sampled since the last event."""
 
@@ -108,7 +116,7 @@ class Failed:
     error: DormouseError
 
 
-Event = TextDelta | Finished | Failed
+Event = Started | TextDelta | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from dormouse.domain.blocks import ROOT, Link, Namespace, block_key
-from dormouse.domain.requests import Request, Usage
+from dormouse.domain.requests import Priority, Request, Usage
 from dormouse.engine.detokenizer import Detokenizer
 from dormouse.engine.drafts import Drafter
 from dormouse.engine.sampler import Sampler
@@ -47,7 +47,19 @@ class Sequence:
     was_admitted: bool = False
     num_ahead: int | None = None
     """Blocks that were read ahead while it waited; None before anybody looked."""
+    arrival: int = 0
+    """Its number in the order of arrival."""
+    overtaken: int = 0
+    """How many that came after it were admitted since it was the first that did not fit."""
+    num_preempted: int = 0
+    stays: bool = False
+    """Set on a side request that stands as a main one does: it was due, or made room often enough."""
     _chain: list[Link] = field(default_factory=list)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it makes room for others before they do."""
+        return self.request.priority is Priority.SIDE and not self.stays
 
     @property
     def num_prompt(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -391,6 +392,10 @@ class BlockStore:
             counts=self._parts.counters.snapshot(),
             notes=self._parts.findings,
         )
+
+    def free_nbytes(self) -> int:
+        """Free bytes on the disk of the data folder."""
+        return shutil.disk_usage(self._parts.layout.root).free
 
     def health(self) -> tuple[HealthReason, ...]:
         """Why saving does not work as it should; empty when it does."""
