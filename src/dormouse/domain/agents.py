@@ -10,6 +10,10 @@ from dormouse.domain.errors import InvalidRequest
 MAX_NAME_LENGTH = 256
 MAX_TAG_LENGTH = 64
 DEFAULT_TENANT = "default"
+AGENT_ACTIONS = frozenset(
+    {"checkpoints", "export", "fork", "import", "messages", "rollback", "sleep", "wake", "why"}
+)
+"""Last parts of paths below an agent."""
 
 
 def check_agent_name(name: str) -> str:
@@ -26,6 +30,19 @@ def check_agent_name(name: str) -> str:
         raise InvalidRequest("agent names cannot be . or .., which URLs swallow", param="agent")
     if not name.isprintable():
         raise InvalidRequest("agent name has control characters; remove them", param="agent")
+    return name
+
+
+def check_new_agent_name(name: str) -> str:
+    """`name` if an agent can be made with it. Raises InvalidRequest otherwise.
+
+    Names may hold slashes, so one that ends as the path of an action does would hide that action.
+    """
+    _, *rest = check_agent_name(name).split("/")
+    if rest and (rest[-1] in AGENT_ACTIONS or rest[-2:-1] == ["checkpoints"] or name.endswith("/")):
+        raise InvalidRequest(
+            f"agent names do not end in /{rest[-1]}, which is a path of the API; choose another", param="name"
+        )
     return name
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Protocol, TypeVar
 
-from dormouse.domain.agents import Agent, AgentId, Checkpoint, check_agent_name
+from dormouse.domain.agents import Agent, AgentId, Checkpoint, check_new_agent_name
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.errors import ArchiveMismatch, StoreError
@@ -14,6 +14,7 @@ from dormouse.store.agent_export import AgentExport
 from dormouse.store.agent_import import AgentImport, import_blocks
 from dormouse.store.archive import Manifest, read_archive
 from dormouse.store.identity import Identity
+from dormouse.store.keeper import Removal
 from dormouse.store.opening import StoreParts
 from dormouse.store.view import not_found
 
@@ -73,7 +74,7 @@ class AgentAdmin:
 
         Raises AgentExists when the tenant has one of that name, InvalidRequest, and DocumentsFull.
         """
-        check_agent_name(id.name)
+        check_new_agent_name(id.name)
         (id.tenant + model).encode()
         return self._wait(
             lambda: self._book.create(
@@ -95,7 +96,7 @@ class AgentAdmin:
         Its blocks are the same ones; what is copied are its documents. Of an agent that is just replying
         the last saved state counts. Raises AgentNotFound, CheckpointNotFound, AgentExists, InvalidRequest.
         """
-        check_agent_name(target)
+        check_new_agent_name(target)
         return self._wait(lambda: self._book.fork(self._named(tenant, name, namespace), name, target, tag))
 
     def configure(
@@ -171,7 +172,7 @@ class AgentAdmin:
         manifest = archive.manifest
         if expected is not None:
             _refuse_other(manifest, expected)
-        name = check_agent_name(manifest.name if name is None else name)
+        name = check_new_agent_name(manifest.name if name is None else name)
         if not overwrite:
             self._book.refuse_taken(tenant, name)
         if nbytes > self._keeper.quota_nbytes * _QUOTA_SHARE:
@@ -191,6 +192,10 @@ class AgentAdmin:
             file,
             lambda: self._book.adopt(adoption, overwrite=overwrite),
         )
+
+    def discard(self, keys: Sequence[BlockKey]) -> Removal:
+        """Remove, and overwrite, those blocks that no agent needs."""
+        return self._wait(lambda: self._keeper.remove_unreached(keys))
 
     def own_chain(self, id: AgentId) -> list[BlockKey]:
         """Blocks of the agent that no other agent has, first to last. Raises AgentNotFound."""

@@ -271,11 +271,12 @@ class Keeper:
             raise
         self._counters.add(Count.BLOCKS_WRITTEN, len(written))
 
-    def remove_unreached(self, keys: Iterable[BlockKey]) -> None:
-        """Remove those blocks that nobody has come to need. Raises as `commit` does."""
+    def remove_unreached(self, keys: Iterable[BlockKey]) -> Removal:
+        """Remove, and overwrite, those blocks that nobody needs. Raises as `commit` does."""
         kept = self._index.reachable(self._index.refs()) | self._view.unsaved_keys()
         blocks = self._index.blocks
-        self._remove([blocks[key] for key in keys if key in blocks and key not in kept], frozenset())
+        rows = [blocks[key] for key in dict.fromkeys(keys) if key in blocks and key not in kept]
+        return self._remove(rows, frozenset(), wipe=True)
 
     def _settled(self) -> set[BlockKey]:
         """Unlinked files that no power cut brings back; many at a time, each folder costs an fsync."""
@@ -374,10 +375,10 @@ class Keeper:
                 )
             end += len(link.tokens)
 
-    def _remove(self, rows: Sequence[BlockRow], reachable: Set[BlockKey]) -> Removal:
+    def _remove(self, rows: Sequence[BlockRow], reachable: Set[BlockKey], *, wipe: bool = False) -> Removal:
         """Drop payloads, and the rows that are not in `reachable`, a few per transaction."""
         for start in range(0, len(rows), REMOVAL_BATCH):
-            change = Change()
+            change = Change(wipe=wipe)
             for row in rows[start : start + REMOVAL_BATCH]:
                 drop_payload(change, row, reachable)
             self.commit(change)
