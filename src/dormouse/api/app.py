@@ -15,7 +15,8 @@ from dormouse.store.block_store import BlockStore
 def create_app(host: ModelHost, store: BlockStore, *, max_body_nbytes: int) -> FastAPI:
     """All routes, each error in its envelope, bodies bounded."""
     app = FastAPI(title="Dormouse", version=dormouse.__version__)
-    app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes)
+    larger = {f"{agents.PREFIX}/import": store.quota_nbytes}
+    app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes, larger=larger)
     errors.install(app)
     services = Services(host, store)
     for dialect in (anthropic, chat, completions, responses, models):

@@ -160,6 +160,16 @@ class BlockStore:
         parts = open_parts(folder, file_ops or FileOps(), options.bounds(quota_nbytes), clock())
         return cls(parts, options, clock)
 
+    @property
+    def folder(self) -> Path:
+        """The data folder."""
+        return self._parts.layout.root
+
+    @property
+    def quota_nbytes(self) -> int:
+        """Bound on all bytes below the data folder."""
+        return self._parts.keeper.quota_nbytes
+
     def register(self, namespace: Namespace, cache: CacheSpec, fingerprint: str | None = None) -> None:
         """Say what the blocks of a namespace look like, and of which model they are.
 
