@@ -32,7 +32,8 @@ def create_app(
     around = around or edge.Edge()
     measured = metrics.Metrics(host, store, around.swaps, around.limits)
     app = FastAPI(title="Dormouse", version=dormouse.__version__)
-    edge.install(app, around, measured, max_body_nbytes=max_body_nbytes)
+    larger = {f"{agents.PREFIX}/import": store.quota_nbytes}
+    edge.install(app, around, measured, max_body_nbytes=max_body_nbytes, larger=larger)
     errors.install(app)
     services = Services(host, store)
     for dialect in (anthropic, chat, completions, responses, models):

@@ -9,6 +9,7 @@ DormouseError
 │   ├── AgentNotFound
 │   ├── ResponseNotFound
 │   ├── AgentExists
+│   ├── AgentBusy
 │   ├── CheckpointNotFound
 │   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
 │   ├── ArchiveMismatch          it is of another model, format or block size
@@ -90,6 +91,10 @@ class AgentNotFound(RequestError):
 
 class AgentExists(RequestError):
     """The name is taken."""
+
+
+class AgentBusy(RequestError):
+    """The agent is replying; what was asked for would be undone by the end of the reply."""
 
 
 class CheckpointNotFound(RequestError):

@@ -67,6 +67,11 @@ class Scheduler:
         return [*self.running, *self.waiting]
 
     @property
+    def loads(self) -> Loads:
+        """The reads in flight."""
+        return self._loads
+
+    @property
     def num_loading(self) -> int:
         """Blocks on their way from the store."""
         return len(self._loads)
