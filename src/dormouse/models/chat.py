@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dormouse.domain.errors import InvalidRequest, ModelError
 from dormouse.models.chat_template import ChatTemplate, Message
 from dormouse.models.decode_stream import DecodeStream, decoder_of
 from dormouse.models.folder import TOKENIZER, ModelFolder, read_json
+from dormouse.models.pieces import PieceEncoder
 
 
 class ChatModel:
@@ -24,6 +26,7 @@ class ChatModel:
         self._tokenizer = tokenizer
         self._template = template
         self._decoder = decoder_of(tokenizer)
+        self._pieces = PieceEncoder(tokenizer, partial(self.encode, add_special_tokens=False))
         self._eos_token_ids = eos_token_ids
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
 
@@ -110,6 +113,13 @@ class ChatModel:
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequest("the text has lone surrogates; send valid Unicode") from error
         return list(encoding.ids)
+
+    def encode_prompt(self, text: str, tenant: str) -> list[int]:
+        """Token ids of a rendered text, with none added. What was encoded for `tenant` lately costs little.
+
+        Raises InvalidRequest when `text` is not valid Unicode.
+        """
+        return self._pieces.encode(text, tenant)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of `token_ids`, without special tokens."""
