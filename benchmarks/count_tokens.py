@@ -21,6 +21,7 @@ from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from dormouse.bench.client import random_prompt
 from dormouse.domain.requests import Event, Request, SamplingParams
@@ -112,8 +113,7 @@ def measure(stack: Stack, rounds: int, turn_s: float) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"alone": [], "same": [], "fresh": []}
     longest: dict[str, list[float]] = {"alone": [], "same": [], "fresh": []}
     calls: dict[str, list[float]] = {"same": [], "fresh": []}
-    EngineLoop.step = timed  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(EngineLoop, "step", timed):
         stop = decode(stack)
         for _ in range(rounds):
             for kind in rates:
@@ -126,8 +126,6 @@ def measure(stack: Stack, rounds: int, turn_s: float) -> dict[str, Any]:
                 rates[kind].append(rate)
                 longest[kind].append(gap)
         stop()
-    finally:
-        EngineLoop.step = step  # type: ignore[method-assign]
     return {
         "tokens": size,
         "streams": STREAMS,

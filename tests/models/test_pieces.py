@@ -33,20 +33,20 @@ def bpe() -> Tokenizer:
 
 def with_prefix(scheme: str) -> Tokenizer:
     tokenizer = bpe()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)  # type: ignore[arg-type]
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     return tokenizer
 
 
 def with_normalizers() -> Tokenizer:
     tokenizer = bpe()
     parts = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁"), normalizers.Lowercase()]
-    tokenizer.normalizer = normalizers.Sequence(parts)  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.Sequence(parts)
     return tokenizer
 
 
 def with_byte_level(*, prefix: bool) -> Tokenizer:
     tokenizer = bpe()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     return tokenizer
 
 
