@@ -1,8 +1,8 @@
 """200 clients at once on an arena that holds five: `python -m benchmarks.flood [--clients 50]`. One JSON row.
 
 Each client is an agent with a question of its own. One that is refused comes back after as long as it was
-told to, as the SDKs do. Times are in seconds from a client's first attempt. At the end some of them ask again,
-alone: `exact` says that their replies were the same in the flood.
+told to, as the SDKs do. Times are in seconds from a client's first attempt. At the end some of them ask once
+more, alone: `exact` says that their replies were the same in the flood.
 """
 
 from __future__ import annotations
