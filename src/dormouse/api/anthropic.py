@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
@@ -64,7 +63,7 @@ def router(services: Services) -> APIRouter:
         """The exact length of the prompt, template and tools included."""
         served = await services.host.serve(body.model)
         prompter = prompter_of(services, served, caller.tenant)
-        prompt = await asyncio.to_thread(prompter.prepare, body.conversation())
+        prompt = await services.workers.run(prompter.prepare, body.conversation())
         return {"input_tokens": len(prompt.tokens)}
 
     return routes

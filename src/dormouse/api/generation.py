@@ -160,7 +160,7 @@ class Generation:
 
         Raises InvalidRequest for what can never be answered, and what `Engine.submit` raises.
         """
-        prepared = await asyncio.to_thread(_prepare, services, served, ask)
+        prepared = await services.workers.run(_prepare, services, served, ask)
         return cls(services, served, ask, prepared)
 
     @property
@@ -279,7 +279,7 @@ class _Prepared:
 
 def prompter_of(services: Services, served: ServedModel, tenant: str) -> Prompter:
     """What makes prompts for one tenant of a model."""
-    return Prompter(served.chat, services.store, _namespace(served, tenant))
+    return Prompter(served.chat, services.store, tenant, _namespace(served, tenant))
 
 
 def _namespace(served: ServedModel, tenant: str) -> Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dormouse.models.chat_template import ChatTemplate, Message
 from dormouse.models.decode_stream import DecodeStream, decoder_of
 from dormouse.models.family import family_of
 from dormouse.models.folder import TOKENIZER, ModelFolder, read_json
+from dormouse.models.pieces import PieceEncoder
 from dormouse.models.rendering import template_messages
 from dormouse.models.reply_parser import ReplyParser
 
@@ -27,6 +29,7 @@ class ChatModel:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
+        self._pieces = PieceEncoder(tokenizer, partial(self.encode, add_special_tokens=False))
         self._eos_token_ids = eos_token_ids
         self._family = family_of(template.source, self._has_token, self._probe)
         marked = map(tokenizer.token_to_id, self._family.markers)
@@ -135,6 +138,13 @@ class ChatModel:
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequest("the text has lone surrogates; send valid Unicode") from error
         return list(encoding.ids)
+
+    def encode_prompt(self, text: str, tenant: str) -> list[int]:
+        """Token ids of a rendered text, with none added. What was encoded for `tenant` lately costs little.
+
+        Raises InvalidRequest when `text` is not valid Unicode.
+        """
+        return self._pieces.encode(text, tenant)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of `token_ids`, without special tokens that are no markup of a reply."""
