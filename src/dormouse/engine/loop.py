@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dormouse.domain.blocks import BlockKey, Namespace, Tokens
-from dormouse.domain.errors import DeadlineExceeded, DormouseError, ModelOutputInvalid
+from dormouse.domain.errors import ConstraintBroken, DeadlineExceeded, DormouseError, ModelOutputInvalid
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.plan import Chunk
 from dormouse.domain.requests import Failed, Finished, FinishReason, Request, SamplingParams, TextDelta
@@ -184,7 +184,7 @@ class EngineLoop:
             tokens=list(request.prompt),
             max_length=min(self.max_length, len(request.prompt) + params.max_tokens),
             deadline=deadline,
-            sampler=Sampler(params, request.prompt, self._eos),
+            sampler=Sampler(params, request.prompt, self._eos, request.constraint),
             detokenizer=Detokenizer(self._new_decoder(), params.stop),
             drafter=Drafter() if self._options.speculate else None,
         )
@@ -260,6 +260,8 @@ class EngineLoop:
             self._saver.save_blocks(sequence, self._scheduler.computed(sequence, num_computed))
         if not growth.is_valid:
             self._fail(sequence, ModelOutputInvalid())
+        elif growth.is_broken:
+            self._fail(sequence, ConstraintBroken())
         elif growth.reason is not None:
             self._finish(sequence, growth.reason, growth.stop)
 
