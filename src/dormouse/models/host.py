@@ -16,6 +16,7 @@ from dormouse.domain.errors import (
     InvalidRequest,
     ModelNotFound,
     ShuttingDown,
+    SwapFailed,
     SwapInProgress,
     Unavailable,
 )
@@ -163,12 +164,7 @@ class ModelHost:
         if self._is_open and reference == change.source:
             change.turn(Phase.DONE)
             return change
-        try:
-            await self._run(change, replace(self, self._loader, change, reference, drain_s))
-            self.num_swaps += 1
-        except DormouseError:
-            self.num_failed_swaps += 1
-            raise
+        await self._run(change, replace(self, self._loader, change, reference, drain_s))
         return change
 
     def names(self) -> list[str]:
@@ -295,15 +291,19 @@ class ModelHost:
         self._change = change
         self._at_rest.clear()
         self._changing = asyncio.create_task(self._to_the_end(change, work))
+        # Its error is logged; nobody may be left who takes it.
+        self._changing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._changing)
 
     async def _to_the_end(self, change: Change, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
             change.turn(Phase.DONE)
+            self.num_swaps += change.source is not None
             log.info("'%s' is served after %.1f s", change.target, change.seconds)
         except BaseException as error:
             change.fail(error)
+            self.num_failed_swaps += change.source is not None
             log.error("'%s' is not served: %s", change.target, error)
             raise
         finally:
@@ -329,6 +329,9 @@ class ModelHost:
                 continue
             except DormouseError as error:
                 self._waiting.refuse(target, error)
+            except Exception as error:
+                log.exception("'%s' could not be swapped in", target)
+                self._waiting.refuse(target, SwapFailed(f"'{target}' could not be swapped in: {error!r}"))
 
     def _release_all(self) -> None:
         self._waiting.wake()
