@@ -115,7 +115,7 @@ def test_aliases_mean_what_is_served(loader: FakeLoader) -> None:
     async def test() -> None:
         async with hosting(loader, aliases=Aliases.parse("claude-*, GPT-*,b")) as host:
             for name in ("a", "claude-opus-4-1", "gpt-5.2", "Claude-Haiku"):
-                assert (await host.serve(name)).name == "a"
+                assert (await host.serve(name)).name == host.model_of(name) == "a"
             with pytest.raises(ModelNotFound, match="this server has 'a'"):
                 await host.serve("gemini")
             with pytest.raises(ModelNotFound, match="models swap b"):
