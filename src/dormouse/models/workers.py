@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import sys
 import threading
@@ -36,7 +37,8 @@ class Workers:
 
         If the caller is cancelled before its turn, the call is never made.
         """
-        call = partial(function, *args, **kwargs)
+        # With the caller's context, which tells logs whose request it is.
+        call = partial(contextvars.copy_context().run, partial(function, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def close(self) -> None:
