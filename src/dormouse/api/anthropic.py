@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from dormouse.api import anthropic_stream, errors, sse
 from dormouse.api.anthropic_schema import MessagesBody, PromptBody
 from dormouse.api.anthropic_stream import MessageStream
+from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
 from dormouse.api.identity import identify
@@ -40,6 +41,7 @@ def router(services: Services) -> APIRouter:
             body.max_tokens,
             identify(http.headers, body.hints()),
             caller.tenant,
+            call_of(http),
         )
         generation = await Generation.begin(services, served, ask)
         message_id = anthropic_stream.new_message_id()

@@ -1,22 +1,39 @@
-"""The application: the routes of all dialects over one host of models and its store."""
+"""The application: the routes of all dialects over one host of models and its store, behind the edge."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI
 
 import dormouse
-from dormouse.api import admin, agents, anthropic, chat, completions, errors, health, models, responses, root
-from dormouse.api.limits import BodyLimit
+from dormouse.api import (
+    admin,
+    agents,
+    anthropic,
+    chat,
+    completions,
+    edge,
+    errors,
+    health,
+    metrics,
+    models,
+    responses,
+    root,
+)
 from dormouse.api.services import Services
 from dormouse.models.host import ModelHost
 from dormouse.store.block_store import BlockStore
 
 
-def create_app(host: ModelHost, store: BlockStore, *, max_body_nbytes: int) -> FastAPI:
-    """All routes, each error in its envelope, bodies bounded."""
+def create_app(
+    host: ModelHost, store: BlockStore, *, max_body_nbytes: int, around: edge.Edge | None = None
+) -> FastAPI:
+    """All routes, each error in its envelope, bodies bounded. `around` is who may come in and who watches;
+    by default everybody, and nobody."""
+    around = around or edge.Edge()
+    measured = metrics.Metrics(host, store, around.swaps, around.limits)
     app = FastAPI(title="Dormouse", version=dormouse.__version__)
     larger = {f"{agents.PREFIX}/import": store.quota_nbytes}
-    app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes, larger=larger)
+    edge.install(app, around, measured, max_body_nbytes=max_body_nbytes, larger=larger)
     errors.install(app)
     services = Services(host, store)
     for dialect in (anthropic, chat, completions, responses, models):
@@ -24,5 +41,6 @@ def create_app(host: ModelHost, store: BlockStore, *, max_body_nbytes: int) -> F
     app.include_router(agents.router(host, store))
     app.include_router(health.router(host, store))
     app.include_router(admin.router(host, store))
+    app.include_router(metrics.router(measured))
     app.include_router(root.router())
     return app

@@ -13,6 +13,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.choices import Answer, Choices, total
 from dormouse.api.generation import CLIENT_GONE, Ask, Delta, End, unless_gone
@@ -44,7 +45,7 @@ def router(services: Services) -> APIRouter:
         limit = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         samplings = body.samplings(top_logprobs=body.logprobs, vocab_size=served.vocab_size)
         asks = [Ask(p, s, limit, nobody, caller.tenant) for p in prompts for s in samplings]
-        asks[0] = replace(asks[0], identity=identity)
+        asks[0] = replace(asks[0], identity=identity, call=call_of(http))
         choices = await Choices.begin(services, served, asks)
         rendering = _Rendering(served, body, len(prompts))
         if body.stream:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
+from dormouse.api.call import Call
 from dormouse.api.identity import Identity
 from dormouse.api.services import Services
 from dormouse.api.sink import PING_INTERVAL_S, Sink
@@ -76,13 +77,15 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a dialect asks for: a conversation, or the tokens of a plain prompt. `max_tokens` None is as many
-    as there is room for."""
+    as there is room for. `call` is the HTTP request that is watched from outside, None where another
+    generation stands for it."""
 
     source: Conversation | tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int | None
     identity: Identity
     tenant: str
+    call: Call | None = None
 
 
 @dataclass(slots=True)
@@ -138,6 +141,8 @@ class Generation:
             constraint=prepared.constraint,
             priority=ask.identity.priority,
         )
+        if ask.call is not None:
+            self._request = ask.call.observe(self._request, served.name)
         served.engine.submit(self._request)
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dormouse.api.errors import TOO_LARGE, response
+from dormouse.api.errors import TOO_LARGE, request_id_of, response
 from dormouse.domain.errors import RequestTooLarge
 
 
@@ -30,7 +30,7 @@ class BodyLimit:
         error = RequestTooLarge(f"the body is over {max_nbytes} bytes; send less")
         declared = dict(scope.get("headers", ())).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > max_nbytes:
-            await response(error, scope["path"])(scope, receive, send)
+            await response(error, scope["path"], request_id_of(scope))(scope, receive, send)
             return
         seen = 0
 

@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import sse
+from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
 from dormouse.api.identity import identify
@@ -44,6 +45,7 @@ def router(services: Services) -> APIRouter:
             body.limit,
             identify(http.headers, body.hints()),
             caller.tenant,
+            call_of(http),
         )
         reply = _Reply(services, served, stored, caller.tenant, body, stream)
         if body.stream:

@@ -101,6 +101,7 @@ class Loads:
             for sequence in waiters:
                 if not self._waits(sequence):
                     sequence.state = State.RUNNING
+                    sequence.woken_at = sequence.woken_at or time.monotonic()
         elif self._store.contains(load.link.key):
             self._unreadable[load.link.key] = time.monotonic() + _RETRY_READ_S
         self._pool.free(load.page)

@@ -199,6 +199,7 @@ class EngineLoop:
             sampler=Sampler(params, request.prompt, self._eos),
             detokenizer=Detokenizer(self._new_decoder(), params.stop),
             drafter=Drafter() if self._options.speculate else None,
+            submitted_at=deadline - request.deadline_s,
         )
 
     def abort(self, request_id: str) -> bool:
@@ -283,6 +284,8 @@ class EngineLoop:
             growth = grow(sequence, draft, choices, first, self._eos) if chunk.num_logits else Growth()
             first += chunk.num_logits
             growths.append(growth)
+            if growth.num_tokens and sequence.answered_at is None:
+                sequence.answered_at = time.monotonic()
             if growth.text or growth.logprobs:
                 sequence.request.sink(TextDelta(growth.text, growth.logprobs))
         for (sequence, chunk, draft), growth in zip(planned, growths, strict=True):
@@ -305,7 +308,8 @@ class EngineLoop:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
         generated = tuple(sequence.tokens[sequence.num_prompt :])
-        finished = Finished(reason, sequence.usage(), stop, generated)
+        timings = sequence.timings(time.monotonic())
+        finished = Finished(reason, sequence.usage(), stop, generated, timings)
         request = sequence.request
         if self._retire(sequence, partial(self._post_durable, request.id)):
             deadline = time.monotonic() + self._options.sync_timeout_s

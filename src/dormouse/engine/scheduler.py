@@ -237,6 +237,7 @@ class Scheduler:
             sequence.state = State.LOADING
         if not sequence.was_admitted:
             sequence.was_admitted = True
+            sequence.admitted_at, sequence.woken_at = now, None if from_disk else now
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
             self._admitted.append(sequence)
