@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dormouse.domain.constraint import Constraint
 from dormouse.domain.plan import Plan
-from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta
+from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta, TokenLogprob
 from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.engine import Engine
 from dormouse.engine.loop import EngineOptions
@@ -51,12 +52,14 @@ class Call:
     request: Request
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     end: Finished | Failed | None = None
 
     def next(self) -> Event:
         event = self._events.get(timeout=WAIT_S)
         if isinstance(event, TextDelta):
             self.text += event.text
+            self.logprobs += event.logprobs
         else:
             self.end = event
         return event
@@ -92,11 +95,19 @@ class Client:
         agent: str | None = None,
         deadline_s: float = 60.0,
         tenant: str = "default",
+        constraint: Constraint | None = None,
     ) -> Call:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tokens = encode(prompt) if isinstance(prompt, str) else tuple(prompt)
         request = Request(
-            f"r{next(_ids)}", tokens, sampling, events.put, agent, tenant, deadline_s=deadline_s
+            f"r{next(_ids)}",
+            tokens,
+            sampling,
+            events.put,
+            agent,
+            tenant,
+            deadline_s=deadline_s,
+            constraint=constraint,
         )
         self.engine.submit(request)
         return Call(request, events)
