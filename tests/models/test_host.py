@@ -23,9 +23,11 @@ from dormouse.domain.errors import (
     SwapRefused,
     Unavailable,
 )
+from dormouse.domain.plan import Plan
 from dormouse.domain.requests import Finished
 from dormouse.models.aliases import Aliases
 from dormouse.models.host import HostOptions, ModelHost
+from dormouse.runtimes.base import Logits
 from dormouse.store.block_store import BlockStore
 
 BOTH_FIT = 10 * NEEDED_NBYTES
@@ -371,6 +373,24 @@ def test_when_nothing_loads_it_says_so_and_a_swap_helps(store: BlockStore) -> No
             loader.failing = set()
             await host.swap("a", 5.0)
             assert (await ask(host, "a"))[0] == "a"
+
+    in_loop(test)
+
+
+class Dying(NamedRuntime):
+    def forward(self, plan: Plan) -> Logits:
+        raise MemoryError(f"no room for {plan.num_tokens} tokens")
+
+
+def test_a_dead_engine_can_be_replaced(store: BlockStore) -> None:
+    loader = FakeLoader(store, make=lambda name: Dying(name, 8) if name == "a" else NamedRuntime(name, 64))
+
+    async def test() -> None:
+        async with hosting(loader) as host:
+            call = submit(host.served.engine)
+            assert "died" in str((await asyncio.to_thread(call.failed)).error)
+            await host.swap("b", 5.0)
+            assert (await ask(host, "b"))[0] == "b"
 
     in_loop(test)
 
