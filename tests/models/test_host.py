@@ -486,6 +486,30 @@ def test_the_request_decides_and_nobody_starves(store: BlockStore, free: int) ->
     in_loop(test)
 
 
+@pytest.mark.parametrize("free", [BOTH_FIT, ONE_FITS])
+def test_a_flood_on_one_model_does_not_starve_another(store: BlockStore, free: int) -> None:
+    loader = FakeLoader(store, free=free)
+    is_over = False
+
+    async def flood(host: ModelHost) -> int:
+        count = 0
+        while not is_over:
+            await ask(host, "a")
+            count += 1
+        return count
+
+    async def test() -> None:
+        nonlocal is_over
+        async with hosting(loader, auto_swap=True, stay_s=0.05, wait_s=WAIT_S) as host:
+            floods = [asyncio.create_task(flood(host)) for _ in range(4)]
+            for _ in range(3):
+                assert (await ask(host, "b"))[0] == "b"
+            is_over = True
+            assert all(await asyncio.gather(*floods))
+
+    in_loop(test)
+
+
 def test_a_model_stays_before_it_leaves(loader: FakeLoader) -> None:
     async def test() -> None:
         async with hosting(loader, auto_swap=True, stay_s=3600.0) as host:
