@@ -11,7 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dormouse.domain.plan import Plan
-from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta
+from dormouse.domain.requests import (
+    Event,
+    Failed,
+    Finished,
+    Priority,
+    Request,
+    SamplingParams,
+    Started,
+    TextDelta,
+)
 from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.engine import Engine
 from dormouse.engine.loop import EngineOptions
@@ -51,12 +60,16 @@ class Call:
     request: Request
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     text: str = ""
+    started: Started | None = None
     end: Finished | Failed | None = None
+    wait_s: float = WAIT_S
 
     def next(self) -> Event:
-        event = self._events.get(timeout=WAIT_S)
+        event = self._events.get(timeout=self.wait_s)
         if isinstance(event, TextDelta):
             self.text += event.text
+        elif isinstance(event, Started):
+            self.started = event
         else:
             self.end = event
         return event
@@ -92,11 +105,19 @@ class Client:
         agent: str | None = None,
         deadline_s: float = 60.0,
         tenant: str = "default",
+        priority: Priority = Priority.MAIN,
     ) -> Call:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tokens = encode(prompt) if isinstance(prompt, str) else tuple(prompt)
         request = Request(
-            f"r{next(_ids)}", tokens, sampling, events.put, agent, tenant, deadline_s=deadline_s
+            f"r{next(_ids)}",
+            tokens,
+            sampling,
+            events.put,
+            agent,
+            tenant,
+            deadline_s=deadline_s,
+            priority=priority,
         )
         self.engine.submit(request)
         return Call(request, events)

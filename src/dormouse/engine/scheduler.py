@@ -2,21 +2,24 @@
 
 A waiting sequence is admitted when its pages fit: each block of its tokens is shared from the arena, read
 from the store, or left to be computed. A step mixes all decoding sequences with a budget of prefill tokens.
-Under pressure idle pages go first (the pool sees to it), then the youngest running sequence goes back to
-the queue; its blocks stay findable.
+Whose turn it is, `queue.py` says; one that does not fit is overtaken by small ones, but not for ever.
+Under pressure idle pages go first (the pool sees to it), then a running sequence goes back to the queue; its
+blocks stay findable.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from itertools import islice
 
-from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, Tokens, common_prefix
+from dormouse.domain.blocks import BlockKey, Link, Tokens
 from dormouse.domain.plan import Chunk, Plan
-from dormouse.engine.drafts import MOST_DRAFTED, draft_lengths
+from dormouse.domain.requests import Priority
+from dormouse.engine.drafts import MOST_DRAFTED, Drafter, draft_lengths
 from dormouse.engine.loads import Load, Loads
+from dormouse.engine.match import Match, Matcher
 from dormouse.engine.pace import Pace
 from dormouse.engine.pool import Pool
+from dormouse.engine.queue import MOST_OVERTAKEN, Queue
 from dormouse.engine.sequence import Sequence, State
 from dormouse.engine.step import Copy, Step, Tail
 from dormouse.store.block_store import BlockStore
@@ -27,17 +30,8 @@ _Planned = tuple[Sequence, Chunk, Tokens]
 _ARENA_PER_AHEAD = 4
 
 
-@dataclass(slots=True)
-class _Match:
-    """What is known of a sequence's past: whole blocks, then the head of one more.
-
-    `pages` has a page per whole block, None where the block is only in the store.
-    """
-
-    pages: list[int | None] = field(default_factory=list)
-    head: Link | None = None
-    head_page: int | None = None
-    head_tokens: int = 0
+_LOOK_BEHIND = 4
+"""So many requests are tried behind the first one that does not fit: each costs a walk along its blocks."""
 
 
 class Scheduler:
@@ -55,21 +49,27 @@ class Scheduler:
         load_timeout_s: float,
     ) -> None:
         self.pool = pool
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Queue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self._store = store
         self._block_size = block_size
         self._pace = Pace(token_budget)
         self._max_running = max_running
         self._loads = Loads(pool, store, load_timeout_s)
+        self._matcher = Matcher(pool, store, self._loads)
         self._copies: list[Copy] = []
         self._preempted: list[Tail] = []
+        self._admitted: list[Sequence] = []
 
     @property
     def sequences(self) -> list[Sequence]:
         """Every sequence that has not ended; loading ones are among the running."""
         return [*self.running, *self.waiting]
+
+    @property
+    def loads(self) -> Loads:
+        """The reads in flight."""
+        return self._loads
 
     @property
     def num_loading(self) -> int:
@@ -88,7 +88,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
 
     def schedule(self, now: float) -> Step:
         """Grow what runs, admit what fits beside it, and plan one step."""
@@ -99,6 +99,7 @@ class Scheduler:
         self._admit(now)
         chunks = self._chunks()
         step = Step(
+            tuple(self._admitted),
             tuple(self._preempted),
             tuple(self._copies),
             self._loads.take_new(),
@@ -107,7 +108,7 @@ class Scheduler:
             tuple(sequence for sequence, _, _ in chunks),
             tuple(draft for _, _, draft in chunks),
         )
-        self._preempted, self._copies = [], []
+        self._admitted, self._preempted, self._copies = [], [], []
         return step
 
     def copied(self, copy: Copy) -> None:
@@ -151,13 +152,47 @@ class Scheduler:
     # -- admission -------------------------------------------------------------------------
 
     def _admit(self, now: float) -> None:
-        while self.waiting and len(self.running) < self._max_running:
-            if not self._try_admit(self.waiting[0], now):
-                return
-            self.running.append(self.waiting.popleft())
+        """Admit in turn whoever fits, and read no further than the queue's bound on overtaking allows."""
+        admitted: list[Sequence] = []
+        while (sequence := self._next(admitted, now)) is not None:
+            self.waiting.admit(sequence)
+            sequence.overtaken = 0
+            self.running.append(sequence)
+            admitted.append(sequence)
 
-    def _try_admit(self, sequence: Sequence, now: float) -> bool:
-        match = self._match(sequence)
+    def _next(self, admitted: list[Sequence], now: float) -> Sequence | None:
+        """The first one that fits, with its pages. Small ones may go before one that does not, but not for
+        ever, and never a side request before a main one."""
+        passed: list[Sequence] = []
+        for sequence in list(islice(self.waiting, _LOOK_BEHIND + 1)):
+            if sequence.gives_way and not all(waiting.gives_way for waiting in passed):
+                break
+            if self._fits(sequence, admitted, now):
+                for waiting in passed:
+                    waiting.overtaken += 1
+                return sequence
+            if sequence.overtaken >= MOST_OVERTAKEN:
+                break
+            passed.append(sequence)
+        return None
+
+    def _fits(self, sequence: Sequence, admitted: list[Sequence], now: float) -> bool:
+        """Admit a sequence if it fits, for a main one by taking back what side requests hold."""
+        missing = self._try_admit(sequence, now)
+        # What was just admitted has copies and reads to come.
+        sides = [s for s in self.running if s.gives_way and s.state is State.RUNNING and s not in admitted]
+        if sequence.gives_way or missing > sum(len(side.pages) + 1 for side in sides):
+            return not missing
+        while missing and sides:
+            self._preempt(sides.pop())
+            missing = self._try_admit(sequence, now)
+        return not missing
+
+    def _try_admit(self, sequence: Sequence, now: float) -> int:
+        """Give a sequence its pages; else what is missing: so many pages, or a place in the step."""
+        if len(self.running) >= self._max_running:
+            return 1
+        match = self._matcher.match(sequence)
         found = [page for page in (match.head_page, *match.pages) if page is not None]
         for page in found:
             self.pool.share(page)
@@ -168,14 +203,15 @@ class Scheduler:
         )
         fresh = num_pages - shared
         # Leave each of the others a page to grow by, or admission would only lead to preemption.
-        if fresh + len(self.running) > self.pool.num_available:
+        missing = max(0, fresh + len(self.running) - self.pool.num_available)
+        if missing:
             for page in reversed(found):
                 self.pool.free(page)
-            return False
-        self._build_table(sequence, match, num_pages, now)
-        return True
+        else:
+            self._build_table(sequence, match, num_pages, now)
+        return missing
 
-    def _build_table(self, sequence: Sequence, match: _Match, num_pages: int, now: float) -> None:
+    def _build_table(self, sequence: Sequence, match: Match, num_pages: int, now: float) -> None:
         """Pages that are shared, then pages to be read, then pages to be computed.
 
         The pages found by the match are referenced already; the head's until it was copied.
@@ -201,8 +237,10 @@ class Scheduler:
             sequence.state = State.LOADING
         if not sequence.was_admitted:
             sequence.was_admitted = True
+            sequence.admitted_at, sequence.woken_at = now, None if from_disk else now
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
+            self._admitted.append(sequence)
 
     def _read_ahead(self) -> tuple[BlockKey, ...]:
         """Blocks that those who wait will load, the first in the queue first; of each sequence once.
@@ -215,47 +253,11 @@ class Scheduler:
             if room <= 0:
                 break
             if sequence.num_ahead is None:
-                wanted = self._to_load(sequence)[:room]
+                wanted = self._matcher.to_load(sequence)[:room]
                 sequence.num_ahead = len(wanted)
                 keys += wanted
             room -= sequence.num_ahead
         return tuple(keys)
-
-    def _to_load(self, sequence: Sequence) -> list[BlockKey]:
-        """Blocks of a waiting sequence that only the store has now."""
-        match = self._match(sequence)
-        keys = [sequence.link(index).key for index, page in enumerate(match.pages) if page is None]
-        if match.head is not None and match.head_page is None:
-            keys.append(match.head.key)
-        return keys
-
-    def _match(self, sequence: Sequence) -> _Match:
-        """The longest known prefix, short of the last token, whose logits are still to be computed."""
-        match = _Match()
-        limit = len(sequence.tokens) - 1
-        parent = ROOT
-        for index in range(limit // self._block_size):
-            key = sequence.link(index).key
-            page = self.pool.find(key)
-            if page is None and not self._loads.is_readable(key):
-                break
-            match.pages.append(page)
-            parent = key
-        start = len(match.pages) * self._block_size
-        rest = sequence.tokens[start : min(limit, start + self._block_size)]
-        if rest:
-            self._match_head(match, sequence.namespace, parent, rest)
-        return match
-
-    def _match_head(self, match: _Match, namespace: Namespace, parent: BlockKey, rest: list[int]) -> None:
-        """The block after `parent` with the longest head in common with `rest`; memory before disk."""
-        found = self.pool.match_head(namespace, parent, rest)
-        if found is not None:
-            match.head_page, match.head, match.head_tokens = found
-        for link in self._store.children(namespace, parent, rest[0]):
-            length = common_prefix(link.tokens, rest)
-            if length > match.head_tokens and self._loads.is_readable(link.key):
-                match.head, match.head_page, match.head_tokens = link, None, length
 
     # -- growth and pressure -------------------------------------------------------------------
 
@@ -266,23 +268,33 @@ class Scheduler:
                 if self.pool.num_available:
                     sequence.pages.append(self.pool.allocate())
                 else:
-                    self._preempt(next(s for s in reversed(self.running) if s.state is State.RUNNING))
+                    self._preempt(self._victim())
+
+    def _victim(self) -> Sequence:
+        """Who makes room: a side request, else whoever did so least often, of these the youngest.
+
+        The oldest stays for as long as there is another, so that somebody always gets to the end.
+        """
+        ready = [s for s in self.running if s.state is State.RUNNING]
+        oldest = min(ready, key=lambda s: (s.gives_way, s.arrival))
+        return max(ready, key=lambda s: (s.gives_way, s is not oldest, -s.num_preempted, s.arrival))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
+        sequence.num_preempted += 1
         tail = self._requeue(sequence)
         if tail is not None:
             self._preempted.append(tail)
 
     def _requeue(self, sequence: Sequence) -> Tail | None:
-        """Back to the head of the queue, to be matched anew."""
+        """Back into the queue, to be matched anew."""
         self.running.remove(sequence)
         if sequence.state is State.LOADING and not sequence.num_generated:
             sequence.was_admitted = False  # it found less than it was counted for
         tail = self._drop_pages(sequence)
         sequence.num_computed = 0
         sequence.state = State.WAITING
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
         return tail
 
     def _drop_pages(self, sequence: Sequence) -> Tail | None:
@@ -296,7 +308,7 @@ class Scheduler:
             self.pool.register(page, sequence.namespace, link)
             tail = Tail(sequence, page, link)
         for page in reversed(sequence.pages):
-            self.pool.free(page)
+            self.pool.free(page, warm=sequence.request.priority is Priority.MAIN)
         sequence.pages = []
         return tail
 
@@ -321,18 +333,19 @@ class Scheduler:
 
     def _drafts(self, decoding: list[Sequence], num_prefill: int) -> dict[Sequence, Tokens]:
         """Guesses worth computing, on top of a step of these sequences and `num_prefill` prompt tokens."""
-        guessing = []
+        guessing: list[tuple[Sequence, Drafter, Tokens]] = []
         for sequence in decoding:
             if sequence.drafter is not None:
                 sequence.drafter.read(sequence.tokens, sequence.num_prompt)
-                if sequence.drafter.has_guess:
-                    guessing.append((sequence, sequence.drafter))
-        chances = [drafter.chance for _, drafter in guessing]
-        rooms = [self._room(sequence) for sequence, _ in guessing]
+                forced = sequence.forced()
+                if forced or sequence.drafter.has_guess:
+                    guessing.append((sequence, sequence.drafter, forced))
+        chances = [1.0 if forced else drafter.chance for _, drafter, forced in guessing]
+        rooms = [min(self._room(sequence), len(forced) or MOST_DRAFTED) for sequence, _, forced in guessing]
         lengths = draft_lengths(chances, rooms, len(decoding), num_prefill)
         return {
-            sequence: drafter.draft(sequence.tokens, length)
-            for (sequence, drafter), length in zip(guessing, lengths, strict=True)
+            sequence: forced[:length] or drafter.draft(sequence.tokens, length)
+            for (sequence, drafter, forced), length in zip(guessing, lengths, strict=True)
             if length
         }
 

@@ -182,14 +182,26 @@ def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
     """The model in a runtime, with an arena of `settings.arena_tokens` or a default that fits."""
     # torch takes seconds to import: only what computes pays for it.
     from dormouse.runtimes.torch.config import DecoderConfig
+    from dormouse.runtimes.torch.context import Context
     from dormouse.runtimes.torch.fingerprint import DigestCache
     from dormouse.runtimes.torch.runtime import TorchRuntime
 
+    config = DecoderConfig.from_hf(folder.config)
+    context = Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
+    _, context_length = context.fit(config)
+    if context_length > config.context_length:
+        log.warning(
+            "context of %d tokens by %s rope scaling with factor %g: the model was trained for %d; words "
+            "become worse the further beyond that a context goes, and a little worse below",
+            context_length,
+            settings.rope_scaling,
+            settings.rope_factor or context_length / config.context_length,
+            config.context_length,
+        )
     arena_tokens = settings.arena_tokens
     if arena_tokens is None:
-        config = DecoderConfig.from_hf(folder.config)
         cache = _cache_spec(settings, config)
-        arena_tokens = _default_arena(cache, config.context_length, folder.weights_nbytes)
+        arena_tokens = default_arena(cache, context_length, folder.weights_nbytes)
     return TorchRuntime.load(
         folder.path,
         name=folder.name,
@@ -199,9 +211,26 @@ def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
         device=settings.device,
         dtype=None if settings.dtype == "auto" else settings.dtype,
         weights=settings.weights,
+        context=context,
         threads=settings.threads,
         digests=DigestCache(settings.models_dir / _DIGESTS),
     )
+
+
+def default_arena(cache: CacheSpec, context_length: int, weights_nbytes: int) -> int:
+    """Tokens that a share of the free memory holds: a full context at least, if it fits at all, and no more
+    than many agents could use."""
+    affordable = int((psutil.virtual_memory().available - weights_nbytes) / cache.token_nbytes)
+    # A page is kept back, see `EngineLoop.max_length`.
+    full = context_length + cache.block_size
+    if affordable < full:
+        log.warning(
+            "the free memory holds %d tokens of KV, less than a context of %d; prompts are bounded by it",
+            max(0, affordable),
+            context_length,
+        )
+    share = max(int(affordable * _DEFAULT_MEMORY_SHARE), min(affordable, full))
+    return max(2 * cache.block_size, min(share, _DEFAULT_CONTEXTS * context_length))
 
 
 def _cache_spec(settings: Settings, config: DecoderConfig) -> CacheSpec:
@@ -213,10 +242,3 @@ def _cache_spec(settings: Settings, config: DecoderConfig) -> CacheSpec:
         k_head_dim=config.head_dim,
         v_head_dim=config.head_dim,
     )
-
-
-def _default_arena(cache: CacheSpec, context_length: int, weights_nbytes: int) -> int:
-    """Tokens that a share of the free memory holds, and no more than many agents could use."""
-    free = psutil.virtual_memory().available - weights_nbytes
-    affordable = int(free * _DEFAULT_MEMORY_SHARE / cache.token_nbytes)
-    return max(2 * cache.block_size, min(affordable, _DEFAULT_CONTEXTS * context_length))

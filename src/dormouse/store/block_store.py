@@ -6,7 +6,7 @@ import logging
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -14,18 +14,31 @@ from types import TracebackType
 from typing import TypeVar
 
 from dormouse.domain.agents import Agent, AgentId, AgentUpdate, check_agent_name
-from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, pack_tokens, packed_block_key
+from dormouse.domain.blocks import (
+    ROOT,
+    BlockKey,
+    Link,
+    Namespace,
+    pack_tokens,
+    packed_block_key,
+    unpack_tokens,
+)
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.errors import DeadlineExceeded, StoreError
+from dormouse.store.agent_admin import ADMIN_TIMEOUT_S, AgentAdmin
+from dormouse.store.agent_book import AgentBook
 from dormouse.store.audit import VerifyReport, verify
+from dormouse.store.documents import DocumentBounds, DocumentInfo
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import BlockFormat
 from dormouse.store.health import HealthReason
+from dormouse.store.identity import Identity, identity_document
 from dormouse.store.keeper import Removal
-from dormouse.store.opening import StoreParts, open_parts
+from dormouse.store.opening import Bounds, StoreParts, open_parts
 from dormouse.store.read_ahead import ReadAhead
 from dormouse.store.reader import BlockReader, Done, Load, ReaderPool
-from dormouse.store.rows import BlockRow
+from dormouse.store.replies import ReplyBounds
+from dormouse.store.rows import CHECKPOINT_KIND, BlockRow, DocumentId, ReplyId
 from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
 from dormouse.store.writer import Writer
 
@@ -33,8 +46,10 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-ADMIN_TIMEOUT_S = 30.0
 MAX_BATCH_NBYTES = 64 << 20
+
+KEPT_KINDS = frozenset({"agent", "transcript", CHECKPOINT_KIND})
+"""Documents that are never evicted: what an agent was made with, and what was said with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +58,8 @@ class StoreOptions:
 
     `queue_nbytes` bounds the payloads that wait to be written. Uses of blocks are recorded every
     `touch_interval_s` and at close, failed saves tried again every `retry_s`; both in seconds.
+    The bounds of documents are per tenant and kind; those of `kept_kinds` are refused above them, others
+    push out the least recently used. Replies are forgotten `replies_age_s` seconds after their last use.
     """
 
     queue_nbytes: int = 256 << 20
@@ -50,6 +67,23 @@ class StoreOptions:
     num_readers: int = 2
     touch_interval_s: float = 30.0
     retry_s: float = 1.0
+    max_documents: int = 10_000
+    max_documents_nbytes: int = 64 << 20
+    kept_kinds: frozenset[str] = KEPT_KINDS
+    max_replies: int = 20_000
+    max_replies_nbytes: int = 32 << 20
+    replies_age_s: float = 30 * 86400.0
+
+    def bounds(self, quota_nbytes: int) -> Bounds:
+        """These, and what follows from the disk quota: notes take an eighth of it at most."""
+        share = quota_nbytes // 8
+        return Bounds(
+            quota_nbytes,
+            self.queue_nbytes,
+            min(self.quarantine_nbytes, quota_nbytes // 10),
+            DocumentBounds(self.max_documents, min(self.max_documents_nbytes, share), self.kept_kinds),
+            ReplyBounds(self.max_replies, min(self.max_replies_nbytes, share), self.replies_age_s),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +127,7 @@ class BlockStore:
         self._writer = Writer(
             parts.keeper,
             parts.view,
+            parts.notes,
             parts.counters,
             parts.health,
             max_batch_nbytes=min(MAX_BATCH_NBYTES, max(1, parts.keeper.quota_nbytes // 8)),
@@ -102,6 +137,9 @@ class BlockStore:
         self._reader = BlockReader(parts.layout, parts.view, self._formats, parts.counters, self._set_aside)
         self._readers = ReaderPool(self._reader, options.num_readers)
         self._read_ahead = ReadAhead(parts.layout, parts.view)
+        self._identities: dict[Namespace, Identity] = {}
+        book = AgentBook(parts.keeper, parts.index, parts.view, parts.notes, self._read_document, clock)
+        self.admin = AgentAdmin(self, parts, book, self._run, clock)
 
     @classmethod
     def open(
@@ -119,20 +157,46 @@ class BlockStore:
         StoreError when it cannot be used.
         """
         options = options or StoreOptions()
-        parts = open_parts(
-            folder,
-            file_ops or FileOps(),
-            quota_nbytes=quota_nbytes,
-            queue_nbytes=options.queue_nbytes,
-            quarantine_nbytes=min(options.quarantine_nbytes, quota_nbytes // 10),
-        )
+        parts = open_parts(folder, file_ops or FileOps(), options.bounds(quota_nbytes), clock())
         return cls(parts, options, clock)
 
-    def register(self, namespace: Namespace, cache: CacheSpec) -> None:
-        """Say what the blocks of a namespace look like. Raises ValueError for a second, different answer."""
+    @property
+    def folder(self) -> Path:
+        """The data folder."""
+        return self._parts.layout.root
+
+    @property
+    def quota_nbytes(self) -> int:
+        """Bound on all bytes below the data folder."""
+        return self._parts.keeper.quota_nbytes
+
+    def register(self, namespace: Namespace, cache: CacheSpec, fingerprint: str | None = None) -> None:
+        """Say what the blocks of a namespace look like, and of which model they are.
+
+        The model is remembered, for `identity`. Raises ValueError for a second, different answer.
+        """
         known = self._formats.setdefault(namespace, BlockFormat(cache))
         if known.cache != cache:
             raise ValueError(f"namespace {namespace.hex()} is registered with another cache")
+        if fingerprint is None or namespace in self._identities:
+            return
+        self._identities[namespace] = identity = Identity(fingerprint, cache)
+        document = identity_document(namespace)
+        if not self._parts.notes.documents.get(document, self._clock())[0]:
+            self.put_document(document.tenant, document.kind, document.id, identity.to_json())
+
+    def identity(self, namespace: Namespace) -> Identity | None:
+        """Model and format of a namespace, None when it was never registered with its model.
+
+        Waits for the writer at the first time. Raises as `get_document` does.
+        """
+        if namespace not in self._identities:
+            document = identity_document(namespace)
+            body = self.get_document(document.tenant, document.kind, document.id)
+            if body is None:
+                return None
+            self._identities[namespace] = Identity.from_json(body)
+        return self._identities[namespace]
 
     def contains(self, key: BlockKey) -> bool:
         """Whether the block's KV can be loaded: on disk, or waiting to be written."""
@@ -216,7 +280,7 @@ class BlockStore:
 
     def agent(self, tenant: str, name: str, namespace: Namespace | None = None) -> Agent:
         """The agent of that name; without a namespace, the last used one. Raises AgentNotFound."""
-        found = [self._view.agent(one) for one in self._named(tenant, name, namespace)]
+        found = [self._view.agent(one) for one in self._view.named(tenant, name, namespace)]
         newest = max((a for a in found if a is not None), key=lambda agent: agent.used_at, default=None)
         if newest is None:
             raise not_found(name)
@@ -245,7 +309,7 @@ class BlockStore:
         """
 
         def delete() -> Removal:
-            return self._parts.keeper.delete_agents(self._named(tenant, name, namespace), name)
+            return self._parts.keeper.delete_agents(self._view.named(tenant, name, namespace), name)
 
         return self._run(delete, timeout_s)
 
@@ -255,15 +319,54 @@ class BlockStore:
         name: str,
         pinned: bool,
         namespace: Namespace | None = None,
-        *,
-        timeout_s: float = ADMIN_TIMEOUT_S,
     ) -> None:
         """Pinned agents lose their blocks last. Waits; names and errors as in `delete_agent`."""
 
-        def pin() -> None:
-            self._parts.keeper.set_pinned(self._named(tenant, name, namespace), name, pinned)
+        self.admin.configure(tenant, name, pinned=pinned, namespace=namespace)
 
-        self._run(pin, timeout_s)
+    def put_document(self, tenant: str, kind: str, id: str, body: bytes) -> None:
+        """Keep a document under that name; it is there at once and written soon.
+
+        Raises DocumentsFull: above the bounds in `StoreOptions` the longest unused of its tenant and kind
+        go, but of `kept_kinds` a new one is refused. Raises ValueError when a name is no Unicode.
+        """
+        "".join((tenant, kind, id)).encode()
+        self._parts.notes.documents.put(DocumentId(tenant, kind, id), body, self._clock())
+        self._writer.wake()
+
+    def get_document(self, tenant: str, kind: str, id: str) -> bytes | None:
+        """The document of that name. Counts as a use.
+
+        Waits for the writer where the body is not in memory. Raises StoreError and DeadlineExceeded.
+        """
+        name = DocumentId(tenant, kind, id)
+        documents = self._parts.notes.documents
+        exists, body = documents.get(name, self._clock())
+        if body is None and exists:
+            body = self._run(lambda: self._read_document(name), ADMIN_TIMEOUT_S)
+        return body
+
+    def delete_document(self, tenant: str, kind: str, id: str) -> bool:
+        """Forget a document; whether there was one."""
+        found = self._parts.notes.documents.delete(DocumentId(tenant, kind, id))
+        self._writer.wake()
+        return found
+
+    def documents(
+        self, tenant: str, kind: str, limit: int = 100, after: str | None = None
+    ) -> list[DocumentInfo]:
+        """Up to `limit` documents in the order of their ids, from behind the id `after` on."""
+        return self._parts.notes.documents.page(tenant, kind, limit, after)
+
+    def remember_reply(self, namespace: Namespace, key: bytes, tokens: Sequence[int]) -> None:
+        """Remember the tokens of a reply under `key`; bounded, see `StoreOptions`. Waits for nothing."""
+        self._parts.notes.replies.put(ReplyId(namespace, key), _pack(tokens), self._clock())
+        self._writer.wake()
+
+    def recall_reply(self, namespace: Namespace, key: bytes) -> tuple[int, ...] | None:
+        """The tokens remembered under `key`, from memory. Counts as a use."""
+        packed = self._parts.notes.replies.get(ReplyId(namespace, key), self._clock())
+        return None if packed is None else tuple(unpack_tokens(packed))
 
     def gc(self, unused_for_s: float = 0.0, timeout_s: float = ADMIN_TIMEOUT_S) -> Removal:
         """Remove blocks and history that no agent reaches, unused for that many seconds. Waits."""
@@ -297,7 +400,7 @@ class BlockStore:
             quarantine_nbytes=ledger.quarantine,
             quota_nbytes=self._parts.keeper.quota_nbytes,
             counts=self._parts.counters.snapshot(),
-            notes=self._parts.notes,
+            notes=self._parts.findings,
         )
 
     def free_nbytes(self) -> int:
@@ -318,6 +421,8 @@ class BlockStore:
     def check(self) -> None:
         """Raise AssertionError when memory contradicts itself. Cheap enough for idle moments."""
         self._view.check()
+        self._parts.notes.documents.check()
+        self._parts.notes.replies.check()
 
     def close(self) -> None:
         """Write what is queued, end all threads, unlock. Waits; a second call does nothing."""
@@ -347,9 +452,15 @@ class BlockStore:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"could not be written: {error}") from error
 
-    def _named(self, tenant: str, name: str, namespace: Namespace | None) -> list[AgentId]:
-        ids = [one for one in self._view.agent_ids() if (one.tenant, one.name) == (tenant, name)]
-        return [one for one in ids if namespace in (None, one.namespace)]
+    def _read_document(self, name: DocumentId) -> bytes | None:
+        """A document's body, on the writer thread."""
+        documents = self._parts.notes.documents
+        exists, body = documents.get(name, self._clock())
+        if body is None and exists:
+            body = self._parts.catalog.document(name)
+            if body is not None:
+                documents.remember(name, body)
+        return body
 
     def _is_saved(self) -> bool:
         return not self._parts.keeper.has_leftovers and not self._parts.health.reasons

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.plan import Chunk, Plan
+from dormouse.runtimes.torch.context import AS_TRAINED, Context
 from dormouse.runtimes.torch.runtime import TorchRuntime
 
 VOCAB = 97
@@ -100,11 +101,21 @@ def save_toy(
 
 
 def load_toy(
-    folder: Path, kv_format: KVFormat = KVFormat.F32, dtype: str = "fp32", num_pages: int = 24
+    folder: Path,
+    kv_format: KVFormat = KVFormat.F32,
+    dtype: str = "fp32",
+    num_pages: int = 24,
+    context: Context = AS_TRAINED,
 ) -> TorchRuntime:
     """A runtime with blocks of 16."""
     return TorchRuntime.load(
-        folder, name="toy", kv_format=kv_format, block_size=BLOCK, arena_tokens=num_pages * BLOCK, dtype=dtype
+        folder,
+        name="toy",
+        kv_format=kv_format,
+        block_size=BLOCK,
+        arena_tokens=num_pages * BLOCK,
+        dtype=dtype,
+        context=context,
     )
 
 

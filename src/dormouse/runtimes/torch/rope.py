@@ -56,6 +56,17 @@ class Rope:
     truncate: bool = True
     magnitude: float = 1.0
 
+    @classmethod
+    def linear(cls, theta: float, factor: float) -> Rope:
+        """Positions divided by `factor`."""
+        return cls("linear", theta, factor=factor)
+
+    @classmethod
+    def yarn(cls, theta: float, factor: float, original_context: int) -> Rope:
+        """YaRN with the paper's constants, to `factor` times the `original_context`, in tokens."""
+        magnitude = _yarn_magnitude({}, factor)
+        return cls("yarn", theta, factor=factor, original_context=original_context, magnitude=magnitude)
+
     def frequencies(self, head_dim: int) -> Tensor:
         """Radians per position of each rotated pair, `[head_dim / 2]` fp32."""
         exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim

@@ -16,6 +16,7 @@ from dormouse.domain.plan import Chunk, Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.torch.arena import Arena
 from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.torch.context import AS_TRAINED, Context
 from dormouse.runtimes.torch.decoder import Decoder, Pass
 from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
 from dormouse.runtimes.torch.kernels import RowOps
@@ -64,6 +65,7 @@ class TorchRuntime:
         device: str = "cpu",
         dtype: str | None = None,
         weights: str = "bf16",
+        context: Context = AS_TRAINED,
         threads: int | None = None,
         digests: DigestCache | None = None,
     ) -> TorchRuntime:
@@ -72,21 +74,22 @@ class TorchRuntime:
         `dtype` is `bf16` or `fp32`; None takes what the device computes fast. `weights` is one of
         `selection.WEIGHTS`. `threads` sets torch's number
         of threads for the whole process. `arena_tokens` is rounded up to whole pages. Raises
-        UnsupportedModel, ModelFilesMissing, or ModelError when the device is absent or too small.
+        UnsupportedModel, ModelFilesMissing, or ModelError when the device is absent or too small, or when
+        the model cannot have that context.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         target = _device(device)
         compute = _dtype(dtype, target)
-        config = DecoderConfig.from_hf(read_config(folder))
+        config, length = context.fit(DecoderConfig.from_hf(read_config(folder)))
         files = weight_files(folder)
         fingerprint = model_fingerprint(folder, files, config.canonical(), digests)
-        spec = _model_spec(name, config, fingerprint)
+        spec = _model_spec(name, config, fingerprint, length)
         cache = spec.cache_spec(kv_format, block_size)
         num_pages = -(-arena_tokens // block_size)
         loader = DecoderLoader(config, Checkpoint(files), target, compute, linear_maker(weights, target))
         with torch.inference_mode():
-            decoder = loader.load(min(config.context_length, num_pages * block_size))
+            decoder = loader.load(min(length, num_pages * block_size))
         # Outside of inference mode: its tensors could not be written to by `copy_page` later.
         arena = Arena(cache, num_pages, target)
         widths = (config.hidden_size, config.intermediate_size, config.head_dim)
@@ -171,7 +174,7 @@ class TorchRuntime:
         return self._open
 
 
-def _model_spec(name: str, config: DecoderConfig, fingerprint: str) -> ModelSpec:
+def _model_spec(name: str, config: DecoderConfig, fingerprint: str, length: int) -> ModelSpec:
     return ModelSpec(
         name=name,
         architecture=config.architecture,
@@ -181,7 +184,7 @@ def _model_spec(name: str, config: DecoderConfig, fingerprint: str) -> ModelSpec
         k_head_dim=config.head_dim,
         v_head_dim=config.head_dim,
         vocab_size=config.vocab_size,
-        context_length=config.context_length,
+        context_length=length,
     )
 
 
