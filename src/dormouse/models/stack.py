@@ -22,7 +22,7 @@ from dormouse.models.loader import Candidate
 from dormouse.models.progress import Progress, no_progress
 from dormouse.models.served import ServedModel
 from dormouse.models.settling import resettle, settle, unsettle
-from dormouse.models.sources import check_name, list_models, resolve
+from dormouse.models.sources import has_model, list_models, resolve
 from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
@@ -102,7 +102,7 @@ class FolderLoader:
 
     def knows(self, name: str) -> bool:
         """See `Loader.knows`."""
-        return name in self._elsewhere or (check_name(name) and (self._settings.models_dir / name).is_dir())
+        return name in self._elsewhere or has_model(name, self._settings.models_dir)
 
     def models(self) -> list[ModelFolder]:
         """See `Loader.models`."""
