@@ -26,8 +26,8 @@ from unittest import mock
 import httpx
 
 from dormouse.api.app import create_app
-from dormouse.api.reply import Sink
 from dormouse.api.server import Server, bind
+from dormouse.api.sink import Sink
 from dormouse.domain.requests import Event, TextDelta
 from dormouse.engine.loop import EngineLoop
 from dormouse.models.host import ModelHost

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dormouse.bench.client import random_prompt
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.plan import Chunk, Plan
-from dormouse.domain.requests import Event, Request, SamplingParams, TextDelta
+from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams
 from dormouse.engine import detokenizer, loop, saver, scheduler
 from dormouse.engine.engine import Engine
 from dormouse.models.stack import Stack
@@ -161,7 +161,7 @@ def _run(engine: Engine, batch: int, sampling: SamplingParams) -> None:
         engine.submit(Request(uuid.uuid4().hex, tuple(prompt), sampling, events.put))
     ends = 0
     while ends < batch:
-        ends += not isinstance(events.get(), TextDelta)
+        ends += isinstance(events.get(), Finished | Failed)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from tests.engine.harness import opened
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dormouse.api.app import create_app
+from dormouse.api.edge import Edge
 from dormouse.api.server import Server, bind
 from dormouse.engine.engine import Engine
 from dormouse.models.chat import ChatModel
@@ -54,6 +55,7 @@ class Service:
     served: ServedModel
     store: BlockStore
     http: httpx.Client
+    store_folder: Path
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """A chat completion with one user message; greedy, eight tokens, unless told otherwise."""
@@ -70,6 +72,20 @@ def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
 
 @pytest.fixture
 def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
+    with serving(tmp_path, runtime) as service:
+        yield service
+
+
+@contextmanager
+def serving(
+    tmp_path: Path,
+    runtime: FakeRuntime,
+    around: Edge | None = None,
+    *,
+    max_running: int = 2,
+    max_queue: int = 2,
+) -> Iterator[Service]:
+    """A server over the data folder `data`; `around` is its edge."""
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
     store = BlockStore.open(tmp_path / "data", quota_nbytes=1 << 30)
     with opened(
@@ -77,13 +93,13 @@ def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
         store=store,
         runtime=runtime,
         new_decoder=chat.decode_stream,
-        max_queue=2,
-        max_running=2,
+        max_queue=max_queue,
+        max_running=max_running,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
-        app = create_app(ModelHost(served), store, max_body_nbytes=100_000)
+        app = create_app(ModelHost(served), store, max_body_nbytes=100_000, around=around)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
-            yield Service(url, served, store, http)
+            yield Service(url, served, store, http, tmp_path / "data")
 
 
 @contextmanager

@@ -13,15 +13,10 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from tests.api.conftest import TEMPLATE, byte_tokenizer, running
-from tests.engine.harness import WAIT_S, opened
+from tests.api.conftest import Service, serving
+from tests.engine.harness import WAIT_S
 
-from dormouse.api.app import create_app
-from dormouse.models.chat import ChatModel
-from dormouse.models.chat_template import ChatTemplate
-from dormouse.models.host import ModelHost
-from dormouse.models.served import ServedModel
-from dormouse.runtimes.fake import EOS, FakeRuntime
+from dormouse.runtimes.fake import FakeRuntime
 from dormouse.store.block_store import BlockStore
 
 CLIENTS = 200
@@ -38,22 +33,10 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture
-def crowd(tmp_path: Path) -> Iterator[tuple[str, BlockStore]]:
-    """A server with an arena for about five of the clients: its URL, its store."""
-    chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
-    store = BlockStore.open(tmp_path / "data", quota_nbytes=1 << 30)
-    with opened(
-        tmp_path,
-        store=store,
-        runtime=FakeRuntime(48),
-        new_decoder=chat.decode_stream,
-        max_queue=100,
-        max_running=16,
-    ) as client:
-        served = ServedModel("fake", 1_700_000_000, chat, client.engine, 60.0)
-        app = create_app(ModelHost(served), store, max_body_nbytes=100_000)
-        with running(app, client.engine) as url:
-            yield url, store
+def crowded(tmp_path: Path) -> Iterator[Service]:
+    """A server with an arena for about five of the clients."""
+    with serving(tmp_path, FakeRuntime(48), max_running=16, max_queue=100) as service:
+        yield service
 
 
 async def ask(http: httpx.AsyncClient, index: int) -> Answer:
@@ -87,8 +70,8 @@ async def ask_all(url: str, indices: list[int], at_once: int) -> dict[int, Answe
     return dict(zip(indices, answers, strict=True))
 
 
-def test_everyone_of_200_connections_is_answered_and_by_his_own_words(crowd: tuple[str, BlockStore]) -> None:
-    url, store = crowd
+def test_everyone_of_200_connections_is_answered_and_by_his_own_words(crowded: Service) -> None:
+    url, store = crowded.url, crowded.store
     everyone = list(range(CLIENTS))
     alone = asyncio.run(ask_all(url, everyone, at_once=1))
     asyncio.run(ask_all(url, everyone, at_once=CLIENTS))  # so that every pool of threads has its size

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dormouse.domain.plan import Plan
-from dormouse.domain.requests import Event, Failed, Finished, Priority, Request, SamplingParams, TextDelta
+from dormouse.domain.requests import (
+    Event,
+    Failed,
+    Finished,
+    Priority,
+    Request,
+    SamplingParams,
+    Started,
+    TextDelta,
+)
 from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.engine import Engine
 from dormouse.engine.loop import EngineOptions
@@ -51,6 +60,7 @@ class Call:
     request: Request
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     text: str = ""
+    started: Started | None = None
     end: Finished | Failed | None = None
     wait_s: float = WAIT_S
 
@@ -58,6 +68,8 @@ class Call:
         event = self._events.get(timeout=self.wait_s)
         if isinstance(event, TextDelta):
             self.text += event.text
+        elif isinstance(event, Started):
+            self.started = event
         else:
             self.end = event
         return event

@@ -9,7 +9,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from dormouse.domain.agents import DEFAULT_TENANT, Agent, check_agent_name
+from dormouse.api.caller import CallerParam
+from dormouse.domain.agents import Agent, check_agent_name
 from dormouse.domain.errors import AgentNotFound
 from dormouse.models.host import ModelHost
 from dormouse.models.served import ServedModel
@@ -21,19 +22,20 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
     routes = APIRouter(prefix="/v1/agents")
 
     @routes.get("")
-    async def list_agents() -> dict[str, Any]:
+    async def list_agents(caller: CallerParam) -> dict[str, Any]:
         """All agents, the last used first."""
-        return {"object": "list", "data": await asyncio.to_thread(_rows, host.served, store)}
+        return {"object": "list", "data": await asyncio.to_thread(_rows, host.served, store, caller.tenant)}
 
     @routes.get("/{name:path}")
-    async def show_agent(name: str) -> dict[str, Any]:
+    async def show_agent(name: str, caller: CallerParam) -> dict[str, Any]:
         """One agent."""
-        return await asyncio.to_thread(_row, host.served, store, check_agent_name(name))
+        name = check_agent_name(name)
+        return await asyncio.to_thread(_row, host.served, store, caller.tenant, name)
 
     @routes.delete("/{name:path}")
-    async def delete_agent(name: str) -> dict[str, Any]:
+    async def delete_agent(name: str, caller: CallerParam) -> dict[str, Any]:
         """Forget an agent: its history, and the blocks that only it has."""
-        await asyncio.to_thread(store.delete_agent, DEFAULT_TENANT, check_agent_name(name))
+        await asyncio.to_thread(store.delete_agent, caller.tenant, check_agent_name(name))
         return {"id": name, "object": "agent.deleted", "deleted": True}
 
     return routes
@@ -55,17 +57,17 @@ def render_agent(agent: Agent, state: str) -> dict[str, Any]:
     }
 
 
-def _rows(served: ServedModel, store: BlockStore) -> list[dict[str, Any]]:
+def _rows(served: ServedModel, store: BlockStore, tenant: str) -> list[dict[str, Any]]:
     rows = []
-    for agent in store.agents(DEFAULT_TENANT):
+    for agent in store.agents(tenant):
         # One may be deleted while the others are listed.
         with contextlib.suppress(AgentNotFound):
             rows.append(render_agent(agent, _state(served, store, agent)))
     return rows
 
 
-def _row(served: ServedModel, store: BlockStore, name: str) -> dict[str, Any]:
-    agent = store.agent(DEFAULT_TENANT, name)
+def _row(served: ServedModel, store: BlockStore, tenant: str, name: str) -> dict[str, Any]:
+    agent = store.agent(tenant, name)
     return render_agent(agent, _state(served, store, agent))
 
 

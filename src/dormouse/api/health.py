@@ -3,46 +3,137 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from dormouse.engine.engine import Engine
+from dormouse.models.change import Change
 from dormouse.models.host import ModelHost
 from dormouse.store.block_store import BlockStore
 
-_FULL_ARENA = 0.9
+_NEARLY_FULL = 0.9
+_STALLED_S = 60.0
+"""A step of a large model takes seconds; one that takes this long is not coming back soon."""
+
+_DISK_FLOOR_NBYTES = 1 << 30
+
+
+@dataclass
+class Diagnosis:
+    """`status`: ok, degraded, starting, draining or dead; requests are answered in the first two. `is_ready`
+    also says that they are answered now, and do not wait for a model."""
+
+    status: str = "ok"
+    is_ready: bool = True
+    reasons: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, code: str, message: str) -> None:
+        """A reason why all is not well; `code` is stable."""
+        self.reasons.append({"code": code, "message": message})
+
+
+def diagnose(host: ModelHost, store: BlockStore) -> Diagnosis:
+    """What there is to complain about. Cheap, from any thread."""
+    found = Diagnosis()
+    for reason in store.health():
+        found.add(reason.code, reason.text)
+    if (free := store.free_nbytes()) < _DISK_FLOOR_NBYTES:
+        found.add("disk_low", f"{free} bytes are free on the disk of the data folder; free some")
+    if host.has_started:
+        _look_at(host.served.engine, found)
+    if host.change is not None and not host.change.has_ended:
+        found.add("swapping" if host.has_started else "loading", _say(host.change))
+    if found.reasons:
+        found.status = "degraded"
+    found.is_ready = found.is_ready and host.is_serving
+    if not host.has_started:
+        found.status = "starting"
+    elif host.is_closing or (host.is_serving and host.served.engine.is_stopping):
+        found.status, found.is_ready = "draining", False
+    if (death := _death(host)) is not None:
+        found.status, found.is_ready = "dead", False
+        found.add(*death)
+    return found
 
 
 def router(host: ModelHost, store: BlockStore) -> APIRouter:
-    """`/health`: 200 while requests are answered, `degraded` included; 503 when they are not."""
-    routes = APIRouter()
+    """`/health` for people and tools, and a yes or no for probes below it."""
+    routes = APIRouter(prefix="/health")
 
-    @routes.get("/health")
+    @routes.get("")
     async def health() -> JSONResponse:
-        """State, reasons and counts."""
-        served = host.served
-        engine = served.engine
-        stats = engine.stats()
-        reasons = [{"code": reason.code, "message": reason.text} for reason in store.health()]
-        if stats.pages_used > _FULL_ARENA * stats.pages_total:
-            reasons.append({"code": "arena_full", "message": "over 90% of the arena is in use"})
-        state = "degraded" if reasons else "ok"
-        if engine.is_stopping:
-            state = "draining"
-        if engine.death is not None:
-            state = "dead"
-            reasons.append({"code": "engine_dead", "message": str(engine.death)})
-        body: dict[str, Any] = {
-            "status": state,
-            "reasons": reasons,
-            "model": served.name,
-            "engine": dataclasses.asdict(stats),
-            "memory": {
-                "weights_nbytes": engine.runtime.weights_nbytes,
-                "arena_nbytes": stats.pages_total * engine.runtime.cache.block_nbytes,
-            },
-        }
-        return JSONResponse(body, 200 if state in ("ok", "degraded") else 503)
+        """Status, reasons and counts: 200 while requests are answered, `degraded` included."""
+        found = diagnose(host, store)
+        body: dict[str, Any] = {"status": found.status, "reasons": found.reasons, "ready": found.is_ready}
+        if host.has_started:
+            served = host.served
+            stats, runtime = served.engine.stats(), served.engine.runtime
+            body |= {
+                "model": served.name,
+                "engine": dataclasses.asdict(stats),
+                "memory": {
+                    "weights_nbytes": runtime.weights_nbytes,
+                    "arena_nbytes": stats.pages_total * runtime.cache.block_nbytes,
+                },
+            }
+        return JSONResponse(body, 200 if found.status in ("ok", "degraded") else 503)
+
+    @routes.get("/live")
+    async def live() -> JSONResponse:
+        """503 when only a restart helps."""
+        found = diagnose(host, store)
+        return _probe(found, found.status != "dead")
+
+    @routes.get("/ready")
+    async def ready() -> JSONResponse:
+        """503 while requests are refused or would wait for a model."""
+        found = diagnose(host, store)
+        return _probe(found, found.is_ready)
+
+    @routes.get("/startup")
+    async def startup() -> JSONResponse:
+        """503 until the first model is loaded; the reasons say what is being done."""
+        return _probe(diagnose(host, store), host.has_started)
 
     return routes
+
+
+def _probe(found: Diagnosis, is_good: bool) -> JSONResponse:
+    return JSONResponse({"status": found.status, "reasons": found.reasons}, 200 if is_good else 503)
+
+
+def _look_at(engine: Engine, found: Diagnosis) -> None:
+    stats = engine.stats()
+    if stats.pages_used > _NEARLY_FULL * stats.pages_total:
+        found.add("arena_full", "over 90% of the arena is in use; give it more --arena-tokens")
+    if engine.num_open > _NEARLY_FULL * engine.max_open:
+        found.add("queue_nearly_full", f"{engine.num_open} of {engine.max_open} possible requests are open")
+    if stats.num_overdue:
+        found.add("read_stalled", f"{stats.num_overdue} reads of blocks do not return; check the disk")
+    if (busy_s := engine.busy_s) > _STALLED_S:
+        found.add("engine_stalled", f"the engine has been at one step for {busy_s:.0f} s")
+        found.is_ready = False
+
+
+def _death(host: ModelHost) -> tuple[str, str] | None:
+    """Why no request will ever be answered, unless something is done."""
+    if not host.has_started:
+        return None
+    if (death := host.served.engine.death) is not None:
+        return "engine_dead", str(death)
+    change = host.change
+    if not host.is_serving and not host.is_closing and change is not None and change.has_ended:
+        return "no_model", str(change.error)
+    return None
+
+
+def _say(change: Change) -> str:
+    """What is being done, for people."""
+    text = f"{change.phase.value} '{change.target}' for {change.seconds:.1f} s"
+    if change.progress is None:
+        return text
+    what, done, total = change.progress
+    return f"{text}; {what}: {done} of {total} bytes"

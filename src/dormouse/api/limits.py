@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dormouse.api.errors import TOO_LARGE, response
+from dormouse.api.errors import TOO_LARGE, request_id_of, response
 from dormouse.domain.errors import RequestTooLarge
 
 
@@ -24,7 +24,7 @@ class BodyLimit:
         error = RequestTooLarge(f"the body is over {self._max_nbytes} bytes; send less")
         declared = dict(scope.get("headers", ())).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_nbytes:
-            await response(error, scope["path"])(scope, receive, send)
+            await response(error, scope["path"], request_id_of(scope))(scope, receive, send)
             return
         seen = 0
 

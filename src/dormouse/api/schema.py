@@ -7,10 +7,12 @@ is silently dropped would answer another question than the one asked.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from dataclasses import replace
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dormouse.api.identity import Hints
 from dormouse.domain.errors import InvalidRequest
 from dormouse.domain.requests import SamplingParams
 
@@ -19,15 +21,11 @@ IGNORED = frozenset(
         "cache_prompt",
         "metadata",
         "moderation",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_options",
         "prompt_cache_retention",
-        "reasoning_effort",
-        "safety_identifier",
         "service_tier",
         "store",
-        "user",
         "verbosity",
     }
 )
@@ -35,14 +33,13 @@ IGNORED = frozenset(
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
-    "n": (1,),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
 }
 """Values of unsupported fields that ask for what happens anyway; so do null and empty lists."""
+
+MAX_CHOICES = 16
+"""Answers to one request; each is a sequence of its own."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -77,7 +74,11 @@ class GenerationBody(BaseModel):
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+    client_metadata: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _refuse_what_is_not_honoured(self) -> Self:
@@ -98,8 +99,22 @@ class GenerationBody(BaseModel):
         """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling(self, *, max_tokens: int, top_logprobs: int | None, vocab_size: int) -> SamplingParams:
-        """The sampling this body asks for; absent fields have OpenAI's defaults."""
+    def samplings(self, *, top_logprobs: int | None, vocab_size: int) -> list[SamplingParams]:
+        """The sampling of each of the `n` answers; absent fields have OpenAI's defaults."""
+        first = self._sampling(top_logprobs, vocab_size)
+        seeds = [None if self.seed is None else self.seed + index for index in range(self.n or 1)]
+        return [replace(first, seed=seed) for seed in seeds]
+
+    def hints(self, *, has_tools: bool = False) -> Hints:
+        """What the body says about who asks."""
+        return Hints(
+            has_tools,
+            prompt_cache_key=self.prompt_cache_key,
+            user=self.user or self.safety_identifier,
+            client_metadata=self.client_metadata,
+        )
+
+    def _sampling(self, top_logprobs: int | None, vocab_size: int) -> SamplingParams:
         bias = self.logit_bias or {}
         foreign = [token for token in bias if not 0 <= token < vocab_size]
         if foreign:
@@ -119,65 +134,9 @@ class GenerationBody(BaseModel):
             seed=self.seed,
             top_logprobs=top_logprobs,
             stop=self.stops,
-            max_tokens=max_tokens,
-            min_tokens=min(_or(self.min_tokens, 0), max_tokens),
+            min_tokens=_or(self.min_tokens, 0),
             ignore_eos=bool(self.ignore_eos),
         )
-
-
-class Part(BaseModel):
-    """A part of a message's content. Only text can be served."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    text: str | None = None
-
-
-class Message(BaseModel):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(extra="allow")
-
-    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
-
-    def text(self, index: int) -> str:
-        """The content as one text. Raises InvalidRequest for anything that is not text."""
-        if isinstance(self.content, str) or self.content is None:
-            return self.content or ""
-        for number, part in enumerate(self.content):
-            if part.type not in ("text", "input_text", "output_text") or part.text is None:
-                raise InvalidRequest(
-                    f"content of type '{part.type}' is not supported; send text",
-                    param=f"messages.{index}.content.{number}",
-                )
-        return "".join(part.text or "" for part in self.content)
-
-
-class ChatBody(GenerationBody):
-    """`POST /v1/chat/completions`."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-    def rendered(self) -> list[dict[str, str]]:
-        """The messages as a chat template takes them."""
-        out = []
-        for index, message in enumerate(self.messages):
-            extra = {k: v for k, v in (message.model_extra or {}).items() if v and k != "name"}
-            if message.role in ("tool", "function") or extra.keys() & {"tool_calls", "function_call"}:
-                raise InvalidRequest(
-                    "tool calls are not supported by this server yet; send text messages",
-                    param=f"messages.{index}",
-                )
-            # Templates know "system"; "developer" is OpenAI's newer name for it.
-            role = "system" if message.role == "developer" else message.role
-            out.append({"role": role, "content": message.text(index)})
-        return out
 
 
 class CompletionBody(GenerationBody):
@@ -186,20 +145,21 @@ class CompletionBody(GenerationBody):
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    def single_prompt(self) -> str | list[int]:
-        """The one prompt. Raises InvalidRequest where there are several."""
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, as text or tokens. Raises InvalidRequest when there are too many."""
         prompt = self.prompt
         if isinstance(prompt, str):
-            return prompt
-        if prompt and isinstance(prompt[0], int):
-            return [token for token in prompt if isinstance(token, int)]
-        if len(prompt) != 1:
+            return [prompt]
+        if all(isinstance(token, int) for token in prompt):
+            return [[token for token in prompt if isinstance(token, int)]]
+        several = [one for one in prompt if not isinstance(one, int)]
+        if len(several) * (self.n or 1) > MAX_CHOICES:
             raise InvalidRequest(
-                f"{len(prompt)} prompts in one request are not supported; send one", param="prompt"
+                f"{len(several)} prompts with {self.n or 1} answers each are too many; "
+                f"{MAX_CHOICES} answers are the most",
+                param="prompt",
             )
-        only = prompt[0]
-        assert not isinstance(only, int)
-        return only
+        return several
 
 
 T = TypeVar("T")

@@ -8,14 +8,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-from dormouse.domain.errors import CannotListen
-from dormouse.engine.engine import Engine
+from dormouse.domain.errors import CannotListen, ShuttingDown
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _SAME_WISH_S = 0.5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at the address, not listening yet: clients are refused until the server is ready.
+    """A socket at the address, not listening yet.
 
     Raises CannotListen.
     """
@@ -46,18 +46,29 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+class Stoppable(Protocol):
+    """What ends all requests: a host, or an engine."""
+
+    def stop(self, grace_s: float) -> None:
+        """Refuse new requests, let running ones end within `grace_s`, then cut them; see `Engine.stop`."""
+
+
 class Server(uvicorn.Server):
-    """uvicorn, with an end that suits streams: the first SIGTERM or SIGINT refuses new requests and lets
-    running ones finish within the grace period; a second one cuts them. Either way what they computed
-    is saved and the process exits with 0."""
+    """uvicorn, with a start and an end that suit models and streams.
+
+    It answers from the first moment, health above all, while `load` brings the model. The first SIGTERM or
+    SIGINT refuses new requests and lets running ones finish within the grace period; a second one cuts them.
+    Either way what they computed is saved and the process exits with 0.
+    """
 
     def __init__(
         self,
         app: FastAPI,
-        engine: Engine,
+        requests: Stoppable,
         *,
         grace_s: float,
         on_ready: Callable[[str], None],
+        load: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         # Requests end by the engine's grace; uvicorn's own bound is only for connections that hang.
         config = uvicorn.Config(
@@ -67,22 +78,31 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=int(grace_s) + 10,
         )
         super().__init__(config)
-        self._engine = engine
+        self._requests = requests
         self._grace_s = grace_s
         self._on_ready = on_ready
+        self._load = load
         self._signalled_at: float | None = None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then tell the caller at which URL."""
-        await super().startup(sockets)
+    async def main_loop(self) -> None:
+        """Load, tell the caller at which URL, and serve until a signal. Raises what loading raises."""
+        if self._load is not None:
+            try:
+                await self._load()
+            except ShuttingDown:
+                return  # a signal came before the model
+            except BaseException:
+                await self.shutdown()
+                raise
         if self.should_exit:
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        await super().main_loop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the engine first: that ends every stream, and so the connections."""
-        await asyncio.to_thread(self._engine.stop, self._grace_s)
+        """End the requests first: that ends every stream, and so the connections."""
+        await asyncio.to_thread(self._requests.stop, self._grace_s)
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -94,7 +114,7 @@ class Server(uvicorn.Server):
         self._signalled_at = now
         if self.should_exit:
             log.warning("%s again: cutting what still runs", signal.Signals(sig).name)
-            threading.Thread(target=self._engine.stop, args=(0.0,), daemon=True).start()
+            threading.Thread(target=self._requests.stop, args=(0.0,), daemon=True).start()
         else:
             log.info("%s: ending within %g s", signal.Signals(sig).name, self._grace_s)
             self.should_exit = True

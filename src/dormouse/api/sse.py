@@ -1,4 +1,4 @@
-"""Server-sent events, as OpenAI's clients read them."""
+"""Server-sent events, as the clients of both dialects read them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from fastapi.responses import StreamingResponse
 
 PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
+
+
+def event(name: str, payload: dict[str, Any]) -> str:
+    """One named event: Anthropic's clients drop frames without a name."""
+    return f"event: {name}\n{data(payload)}"
 
 
 def data(payload: dict[str, Any]) -> str:

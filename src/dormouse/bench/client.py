@@ -9,7 +9,16 @@ import time
 import uuid
 from dataclasses import dataclass, replace
 
-from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams, TextDelta, Usage
+from dormouse.domain.requests import (
+    Event,
+    Failed,
+    Finished,
+    Request,
+    SamplingParams,
+    Started,
+    TextDelta,
+    Usage,
+)
 from dormouse.engine.engine import Engine
 
 _DEADLINE_S = 1800.0
@@ -63,8 +72,7 @@ class PendingReply:
                 tokens += [entry.token_id for entry in event.logprobs]
             elif isinstance(event, Failed):
                 raise event.error
-            else:
-                assert isinstance(event, Finished)
+            elif isinstance(event, Finished):
                 return Reply(self._submitted, tuple(times), tuple(tokens), event.usage)
 
     def wait_for_first_token(self) -> None:
@@ -74,7 +82,8 @@ class PendingReply:
 
     def _sink(self, event: Event) -> None:
         self._events.put((time.monotonic(), event))
-        self._started.set()
+        if not isinstance(event, Started):
+            self._started.set()
 
 
 def random_prompt(seed: int, num_tokens: int, vocab_size: int) -> list[int]:

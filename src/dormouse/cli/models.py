@@ -1,19 +1,31 @@
-"""`dormouse models import|list`."""
+"""`dormouse models import|list|swap`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 
 from dormouse.cli.options import Json, with_settings
-from dormouse.cli.output import console, emit_json, friendly_errors, human_nbytes, progress_bar, table
+from dormouse.cli.output import (
+    console,
+    emit_json,
+    fail,
+    friendly_errors,
+    human_nbytes,
+    progress_bar,
+    table,
+)
 from dormouse.models.gguf_import import import_gguf
 from dormouse.models.sources import import_target, list_models
 from dormouse.settings import Settings
 
-app = typer.Typer(help="Import and list models.", no_args_is_help=True)
+app = typer.Typer(help="Import, list and swap models.", no_args_is_help=True)
+
+_LOAD_TIMEOUT_S = 600.0
+"""Loading a large model from a slow disk takes minutes."""
 
 
 @app.command("import")
@@ -53,3 +65,40 @@ def list_(settings: Settings, json: Json = False) -> None:
         emit_json(rows)
     else:
         table(rows, "No models yet; `dormouse serve` fetches smollm2 on its first start.")
+
+
+@app.command()
+@with_settings("host", "port")
+def swap(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="A model folder or the name of an imported model.")],
+    timeout_s: Annotated[
+        float, typer.Option(min=0, help="Seconds in which requests of the present model may finish.")
+    ] = 30.0,
+    json: Json = False,
+) -> None:
+    """Have the running server serve another model; its agents sleep until the old one is back.
+
+    Example: dormouse models swap llama-1b
+    """
+    url = f"http://{settings.host}:{settings.port}"
+    body = {"model": name, "timeout_s": timeout_s}
+    try:
+        answer = httpx.post(f"{url}/admin/models/swap", json=body, timeout=timeout_s + _LOAD_TIMEOUT_S)
+        result = answer.json()
+        if answer.is_error:
+            raise fail(result["error"]["message"])
+    except httpx.TransportError as error:
+        raise fail(f"nothing answers at {url} ({error}); give the server's --host and --port") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise fail(f"what answers at {url} is no Dormouse server") from error
+    if json:
+        emit_json(result)
+        return
+    how = "beside the old one" if result["beside"] else "after the old one"
+    console.print(
+        f"{result['model']} is served after {result['seconds']:.1f} s ({how}); "
+        f"{result['cut_requests']} requests did not finish in time.",
+        markup=False,
+        highlight=False,
+    )

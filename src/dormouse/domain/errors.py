@@ -6,10 +6,23 @@ DormouseError
 │   │   └── ContextLengthExceeded
 │   ├── RequestTooLarge          the body is over the limit
 │   ├── ModelNotFound
-│   └── AgentNotFound
+│   ├── AgentNotFound
+│   ├── ResponseNotFound
+│   ├── AgentExists
+│   ├── CheckpointNotFound
+│   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
+│   ├── ArchiveMismatch          it is of another model, format or block size
+│   ├── DocumentsFull            a bound on what is kept for good
+│   ├── SwapRefused              the new model cannot be served here; nothing was touched
+│   ├── SwapInProgress           models are swapped one after the other
+│   ├── KeyNotFound
+│   ├── Unauthorized             no valid API key
+│   └── Forbidden                a valid key, which may not do this
 ├── Unavailable                  the request was fine; try again later
 │   ├── QueueFull
+│   ├── RateLimited              more than the key or the agent may ask
 │   ├── ShuttingDown
+│   ├── ModelSwapped             another model is served now; what was generated is saved
 │   └── DeadlineExceeded
 ├── ModelError                   a model cannot be loaded or imported
 │   ├── UnsupportedModel
@@ -20,14 +33,18 @@ DormouseError
 │   ├── DamagedBlock
 │   ├── DamagedCatalog
 │   └── BlockMissing
+├── SwapFailed                   the new model could not be loaded; the old one is back if it could be
 ├── ModelOutputInvalid           the model computed NaN for this request; the others go on
 ├── CannotListen                 the address to serve on is not to be had
+├── BadSettings                  flags, environment or file say what cannot be
 └── EngineDead                   the engine loop ended by an error of ours
 
 Every message says what happened and what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class DormouseError(Exception):
@@ -71,6 +88,50 @@ class AgentNotFound(RequestError):
     """No agent of that name belongs to the caller."""
 
 
+class AgentExists(RequestError):
+    """The name is taken."""
+
+
+class CheckpointNotFound(RequestError):
+    """The agent has no checkpoint of that name."""
+
+
+class ArchiveInvalid(RequestError):
+    """What was sent as an agent's file is damaged, cut, or something else; nothing was imported."""
+
+
+class ArchiveMismatch(RequestError):
+    """An agent's file is of another model, KV format or block size; the message names both sides."""
+
+
+class DocumentsFull(RequestError):
+    """No more documents of this kind are kept for the tenant, or this one alone is too large."""
+
+
+class ResponseNotFound(RequestError):
+    """No stored response of that id belongs to the caller."""
+
+
+class SwapRefused(RequestError):
+    """The new model cannot be served here: unsupported, damaged or too large. Nothing was touched."""
+
+
+class SwapInProgress(RequestError):
+    """Models are swapped one after the other; ask again when this swap has ended."""
+
+
+class KeyNotFound(RequestError):
+    """No API key of that id."""
+
+
+class Unauthorized(RequestError):
+    """No API key came with the request, or one that is not (any more) valid."""
+
+
+class Forbidden(RequestError):
+    """The key is valid, but what it asks for needs an admin key."""
+
+
 class Unavailable(DormouseError):
     """The request was fine, the moment was not. `retry_after_s` is in whole seconds."""
 
@@ -83,8 +144,16 @@ class QueueFull(Unavailable):
     """The bounded queue of waiting requests is full."""
 
 
+class RateLimited(Unavailable):
+    """The key or the agent asks more often than it may."""
+
+
 class ShuttingDown(Unavailable):
     """The server stops; what was generated so far is saved."""
+
+
+class ModelSwapped(Unavailable):
+    """The model of the request is being replaced; what was generated so far is saved."""
 
 
 class DeadlineExceeded(Unavailable):
@@ -101,6 +170,10 @@ class UnsupportedModel(ModelError):
 
 class ModelFilesMissing(ModelError):
     """A model folder lacks files; the message lists them."""
+
+
+class SwapFailed(DormouseError):
+    """The new model could not be loaded; the message says why, and what is served now."""
 
 
 class ModelOutputInvalid(DormouseError):
@@ -139,6 +212,14 @@ class BlockMissing(StoreError):
 
 class CannotListen(DormouseError):
     """The address is in use, not ours, or not allowed; choose another host or port."""
+
+
+class BadSettings(DormouseError):
+    """Settings that are unknown or out of range. `problems` has a line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
 
 
 class EngineDead(DormouseError):

@@ -20,6 +20,7 @@ from dormouse.domain.errors import (
     InvalidRequest,
     QueueFull,
     ShuttingDown,
+    Unavailable,
 )
 from dormouse.domain.requests import Failed, Finished, Request
 from dormouse.engine.detokenizer import TokenDecoder
@@ -66,11 +67,17 @@ class Engine:
             answer=self._answer,
         )
         self._stop_at: float | None = None
+        # When the thread last turned to something, and whether it waits for messages; see `busy_s`.
+        self._turned_at = time.monotonic()
+        self._is_resting = False
         # Guards what callers read and change before the engine thread sees their request.
         self._gate = threading.Lock()
         self._num_open = 0
         self._closed: DormouseError | None = None
+        self._why: Unavailable | None = None
         self._ended = False
+        self.num_cut = 0
+        """Requests that did not finish before the engine ended."""
         self._ends: deque[float] = deque(maxlen=_REPLIES_REMEMBERED)
         self._promised_until = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -91,6 +98,21 @@ class Engine:
         """Whether new requests are refused."""
         return self._closed is not None
 
+    @property
+    def num_open(self) -> int:
+        """Requests that were accepted and have not ended."""
+        return self._num_open
+
+    @property
+    def max_open(self) -> int:
+        """So many requests are accepted at a time."""
+        return self.options.max_queue + self.options.max_running
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the thread has been at one step or one message; 0 while it waits for messages."""
+        return 0.0 if self._is_resting or self._ended else time.monotonic() - self._turned_at
+
     def submit(self, request: Request) -> None:
         """Accept a request: from here on its sink gets exactly one Finished or Failed.
 
@@ -101,7 +123,7 @@ class Engine:
         with self._gate:
             if self._closed is not None:
                 raise self._closed
-            if self._num_open >= self.options.max_queue + self.options.max_running:
+            if self._num_open >= self.max_open:
                 raise QueueFull(
                     f"{self._num_open} requests are open and the queue is full; retry later",
                     retry_after_s=self._retry_after(),
@@ -129,13 +151,14 @@ class Engine:
         if self.death is None:
             self._loop.check()  # a dead loop left its pages where they were
 
-    def stop(self, grace_s: float) -> None:
+    def stop(self, grace_s: float, why: Unavailable | None = None) -> None:
         """End the engine: refuse new requests, let open ones finish within `grace_s` seconds, then
-        save and fail the rest. Blocks until the thread has ended; another call with a shorter grace
-        cuts the first one short."""
+        save and fail the rest, with `why` if it is given. Blocks until the thread has ended; another call
+        with a shorter grace cuts the first one short."""
         with self._gate:
             if self._closed is None:
-                self._closed = ShuttingDown("the server is shutting down; retry when it is back")
+                self._why = why
+                self._closed = why or ShuttingDown("the server is shutting down; retry when it is back")
         self._post(partial(self._begin_stop, time.monotonic() + grace_s))
         self._thread.join()
 
@@ -176,8 +199,9 @@ class Engine:
             idle = False
             while not self._is_done():
                 self._drain(self._patience() if idle else 0.0)
+                self._turned_at = time.monotonic()
                 idle = not self._loop.step()
-            self._end(ShuttingDown("the server is shutting down; what was generated is saved"))
+            self._end(self._why or ShuttingDown("the server is shutting down; what was generated is saved"))
         except Exception as error:
             log.critical("the engine loop died", exc_info=error)
             self._end(EngineDead(f"the engine died of {error!r}; restart the server"))
@@ -194,12 +218,19 @@ class Engine:
 
     def _drain(self, patience: float | None) -> None:
         """Handle every message that is there; wait `patience` seconds for the first one."""
+        self._is_resting = True
         try:
-            self._inbox.get(block=patience != 0.0, timeout=patience)()
+            message = self._inbox.get(block=patience != 0.0, timeout=patience)
             while True:
-                self._inbox.get_nowait()()
+                self._turned_at = time.monotonic()
+                self._is_resting = False
+                message()
+                message = self._inbox.get_nowait()
         except queue.Empty:
             return
+        finally:
+            self._turned_at = time.monotonic()
+            self._is_resting = False
 
     def _abort(self, request_id: str) -> None:
         if self._loop.abort(request_id):
@@ -226,4 +257,4 @@ class Engine:
                 self._inbox.get_nowait()()
             except Exception:
                 log.exception("a message could not be handled at the end")
-        self._loop.end(error, trust_pages=not isinstance(error, EngineDead))
+        self.num_cut = self._loop.end(error, trust_pages=not isinstance(error, EngineDead))

@@ -42,6 +42,8 @@ class Loads:
         self._by_page: dict[int, Load] = {}
         self._shared: dict[BlockKey, Load] = {}
         self._new: list[Load] = []
+        self.num_overdue = 0
+        """Reads that nobody waits for any more and that have not returned."""
         self._unreadable: dict[BlockKey, float] = {}
         """Until when a block is not to be tried again, although the store has it."""
 
@@ -85,6 +87,7 @@ class Loads:
         """A read returned. Good: those who wait for nothing else run. Bad: they are returned, to look
         again; the store has forgotten a damaged block, any other one is left alone for a while."""
         del self._by_page[load.page]
+        self.num_overdue -= load.overdue
         self._unreadable.pop(load.link.key, None)
         if load.shared:
             del self._shared[load.link.key]
@@ -95,6 +98,7 @@ class Loads:
             for sequence in waiters:
                 if not self._waits(sequence):
                     sequence.state = State.RUNNING
+                    sequence.woken_at = sequence.woken_at or time.monotonic()
         elif self._store.contains(load.link.key):
             self._unreadable[load.link.key] = time.monotonic() + _RETRY_READ_S
         self._pool.free(load.page)
@@ -112,6 +116,7 @@ class Loads:
         late = [load for load in self._by_page.values() if not load.overdue and load.deadline <= now]
         for load in late:
             load.overdue = True
+            self.num_overdue += 1
             self._unreadable[load.link.key] = math.inf
         return list(dict.fromkeys(sequence for load in late for sequence in load.waiters))
 

@@ -17,7 +17,15 @@ from dormouse.domain.blocks import BlockKey, Namespace, Tokens
 from dormouse.domain.errors import DeadlineExceeded, DormouseError, ModelOutputInvalid
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.plan import Chunk
-from dormouse.domain.requests import Failed, Finished, FinishReason, Request, SamplingParams, TextDelta
+from dormouse.domain.requests import (
+    Failed,
+    Finished,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Started,
+    TextDelta,
+)
 from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
 from dormouse.engine.drafts import Drafter
 from dormouse.engine.loads import Load
@@ -56,11 +64,12 @@ class EngineOptions:
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot for health and tools. Of the `drafted_tokens` that were guessed and computed,
-    `accepted_tokens` were kept; `computed_tokens` has no others."""
+    `accepted_tokens` were kept; `computed_tokens` has no others. `num_overdue` reads were given up."""
 
     num_running: int
     num_waiting: int
     num_loading: int
+    num_overdue: int
     pages_total: int
     pages_used: int
     pages_idle: int
@@ -144,6 +153,7 @@ class EngineLoop:
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_loading=scheduler.num_loading,
+            num_overdue=scheduler.num_overdue,
             pages_total=pool.num_pages,
             pages_used=pool.num_used,
             pages_idle=pool.num_idle,
@@ -187,6 +197,7 @@ class EngineLoop:
             sampler=Sampler(params, request.prompt, self._eos),
             detokenizer=Detokenizer(self._new_decoder(), params.stop),
             drafter=Drafter() if self._options.speculate else None,
+            submitted_at=deadline - request.deadline_s,
         )
 
     def abort(self, request_id: str) -> bool:
@@ -201,6 +212,8 @@ class EngineLoop:
         now = time.monotonic()
         self._expire(now)
         step = self._scheduler.schedule(now)
+        for sequence in step.admitted:
+            sequence.request.sink(Started(sequence.usage()))
         for tail in step.preempted:
             self._saver.save_tail(tail)
         for copy in step.copies:
@@ -219,10 +232,11 @@ class EngineLoop:
         self._commit(step, logits)
         return True
 
-    def end(self, error: DormouseError, *, trust_pages: bool) -> None:
-        """Answer everyone who still waits with `error`, after saving what they have."""
+    def end(self, error: DormouseError, *, trust_pages: bool) -> int:
+        """Answer everyone who still waits with `error`, after saving what they have; how many they were."""
         for request_id in list(self._unsynced):
             self._durable(request_id)
+        num_cut = len(self._sequences)
         for sequence in list(self._sequences.values()):
             if trust_pages:
                 try:
@@ -231,6 +245,7 @@ class EngineLoop:
                     log.exception("request %s could not be retired", sequence.request.id)
             self._answer(sequence.request, Failed(error))
         self._sequences.clear()
+        return num_cut
 
     def _commit(self, step: Step, logits: Logits) -> None:
         """Sample for each sequence that is up to date and send what is new; then count and seal what was
@@ -243,6 +258,8 @@ class EngineLoop:
             growth = grow(sequence, draft, choices, first, self._eos) if chunk.num_logits else Growth()
             first += chunk.num_logits
             growths.append(growth)
+            if growth.num_tokens and sequence.answered_at is None:
+                sequence.answered_at = time.monotonic()
             if growth.text or growth.logprobs:
                 sequence.request.sink(TextDelta(growth.text, growth.logprobs))
         for (sequence, chunk, draft), growth in zip(planned, growths, strict=True):
@@ -265,7 +282,8 @@ class EngineLoop:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
         generated = tuple(sequence.tokens[sequence.num_prompt :])
-        finished = Finished(reason, sequence.usage(), stop, generated)
+        timings = sequence.timings(time.monotonic())
+        finished = Finished(reason, sequence.usage(), stop, generated, timings)
         request = sequence.request
         if self._retire(sequence, partial(self._post_durable, request.id)):
             deadline = time.monotonic() + self._options.sync_timeout_s

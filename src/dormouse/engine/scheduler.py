@@ -59,6 +59,7 @@ class Scheduler:
         self._matcher = Matcher(pool, store, self._loads)
         self._copies: list[Copy] = []
         self._preempted: list[Tail] = []
+        self._admitted: list[Sequence] = []
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -69,6 +70,11 @@ class Scheduler:
     def num_loading(self) -> int:
         """Blocks on their way from the store."""
         return len(self._loads)
+
+    @property
+    def num_overdue(self) -> int:
+        """Blocks whose read was given up and has not returned."""
+        return self._loads.num_overdue
 
     def next_deadline(self) -> float | None:
         """When a sequence or a load is to be given up, on the monotonic clock."""
@@ -88,6 +94,7 @@ class Scheduler:
         self._admit(now)
         chunks = self._chunks()
         step = Step(
+            tuple(self._admitted),
             tuple(self._preempted),
             tuple(self._copies),
             self._loads.take_new(),
@@ -96,7 +103,7 @@ class Scheduler:
             tuple(sequence for sequence, _, _ in chunks),
             tuple(draft for _, _, draft in chunks),
         )
-        self._preempted, self._copies = [], []
+        self._admitted, self._preempted, self._copies = [], [], []
         return step
 
     def copied(self, copy: Copy) -> None:
@@ -225,8 +232,10 @@ class Scheduler:
             sequence.state = State.LOADING
         if not sequence.was_admitted:
             sequence.was_admitted = True
+            sequence.admitted_at, sequence.woken_at = now, None if from_disk else now
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
+            self._admitted.append(sequence)
 
     def _read_ahead(self) -> tuple[BlockKey, ...]:
         """Blocks that those who wait will load, the first in the queue first; of each sequence once.

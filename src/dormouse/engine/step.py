@@ -30,12 +30,14 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the engine carries out, in this order: save the preempted tails, copy, start the loads
-    (nobody awaits them here), read `ahead` for those who wait, compute the plan.
+    """What the engine carries out, in this order: tell those who were `admitted` for the first time, save
+    the preempted tails, copy, start the loads (nobody awaits them here), read `ahead` for those who wait,
+    compute the plan.
 
     `sequences` and `drafts` are those of the plan's chunks; a chunk ends with its draft.
     """
 
+    admitted: tuple[Sequence, ...]
     preempted: tuple[Tail, ...]
     copies: tuple[Copy, ...]
     loads: tuple[Load, ...]

@@ -9,11 +9,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from dormouse.domain.conversation import Conversation
 from dormouse.domain.errors import InvalidRequest, ModelError
 from dormouse.models.chat_template import ChatTemplate, Message
 from dormouse.models.decode_stream import DecodeStream, decoder_of
+from dormouse.models.family import family_of
 from dormouse.models.folder import TOKENIZER, ModelFolder, read_json
 from dormouse.models.pieces import PieceEncoder
+from dormouse.models.rendering import template_messages
+from dormouse.models.reply_parser import ReplyParser
 
 
 class ChatModel:
@@ -25,9 +29,12 @@ class ChatModel:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
-        self._decoder = decoder_of(tokenizer)
         self._pieces = PieceEncoder(tokenizer, partial(self.encode, add_special_tokens=False))
         self._eos_token_ids = eos_token_ids
+        self._family = family_of(template.source, self._has_token, self._probe)
+        marked = map(tokenizer.token_to_id, self._family.markers)
+        shown = {token_id for token_id in marked if token_id is not None} - eos_token_ids
+        self._decoder = decoder_of(tokenizer, shown)
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -102,6 +109,24 @@ class ChatModel:
             variables=variables,
         )
 
+    def render_conversation(self, conversation: Conversation) -> str:
+        """The prompt's text for `conversation`, ready for `encode` without special tokens.
+
+        Raises as `render` does.
+        """
+        messages, tools = template_messages(conversation, self._family.tool_format, self._family.accepts)
+        return self._template.render(
+            messages,
+            add_generation_prompt=not conversation.continues,
+            tools=tools,
+            continue_final_message=conversation.continues,
+            variables=conversation.variables,
+        )
+
+    def reply_parser(self, conversation: Conversation, prompt_text: str) -> ReplyParser:
+        """A reader of the reply to `conversation`, whose prompt is `prompt_text`."""
+        return self._family.parser(conversation, prompt_text)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, after BOS where the tokenizer adds one and `add_special_tokens` is set.
 
@@ -122,13 +147,18 @@ class ChatModel:
         return self._pieces.encode(text, tenant)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of `token_ids`, without special tokens."""
+        """The text of `token_ids`, without special tokens that are no markup of a reply."""
         stream = self.decode_stream()
         return "".join([*map(stream.push, token_ids), stream.flush()])
 
     def decode_stream(self) -> DecodeStream:
         """An incremental `decode`, for one reply."""
         return self._decoder.stream()
+
+    def decode_reply(self, token_ids: Iterable[int]) -> str:
+        """The text of a reply's tokens, with the markers that its parser reads."""
+        stream = self.decode_stream()
+        return "".join([*map(stream.push, token_ids), stream.flush()])
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which may be a part of a character; special tokens as written."""
@@ -137,6 +167,18 @@ class ChatModel:
     def token_text(self, token_id: int) -> str:
         """The text of one token, with U+FFFD for bytes that are no whole character."""
         return self.token_bytes(token_id).decode(errors="replace")
+
+    def _has_token(self, text: str) -> bool:
+        return self._tokenizer.token_to_id(text) is not None
+
+    def _probe(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> str:
+        return self._template.render(
+            messages,
+            add_generation_prompt=True,
+            tools=tools,
+            continue_final_message=False,
+            variables={},
+        )
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

@@ -44,6 +44,11 @@ class ChatTemplate:
         }
         return cls(_templates(folder.path, settings), special)
 
+    @property
+    def source(self) -> str:
+        """The template that conversations with tools are rendered by; empty where there is none."""
+        return self._templates.get(_FOR_TOOLS) or self._templates.get(_DEFAULT, "")
+
     def render(
         self,
         messages: Sequence[Message],

@@ -1,8 +1,9 @@
 """From token ids back to text, one id at a time.
 
 The text of a stream equals `Tokenizer.decode` of all its ids, character for character, and no part of it
-is taken back. The library's own `DecodeStream` is not used: it swallows a reply's last bytes when they are
-an unfinished character, and it holds text back after a U+FFFD that is meant.
+is taken back; special tokens that are markup of a reply show as they are written, where that is asked for.
+The library's own `DecodeStream` is not used: it swallows a reply's last bytes when they are an unfinished
+character, and it holds text back after a U+FFFD that is meant.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,14 +43,18 @@ class Decoder(Protocol):
         vocabulary."""
 
 
-def decoder_of(tokenizer: Tokenizer) -> Decoder:
-    """The decoder of `tokenizer`. Raises UnsupportedModel for a kind that cannot be streamed exactly."""
+def decoder_of(tokenizer: Tokenizer, shown: Collection[int] = ()) -> Decoder:
+    """The decoder of `tokenizer`. Special tokens do not show in its text, but for those in `shown`.
+
+    Raises UnsupportedModel for a kind that cannot be streamed exactly.
+    """
     steps = _steps(json.loads(tokenizer.decoder.__getstate__())) if tokenizer.decoder else []
     kinds = [step["type"] for step in steps]
+    hidden = special_ids(tokenizer).difference(shown)
     if kinds == ["ByteLevel"]:
-        return _ByteLevel(tokenizer)
+        return _ByteLevel(tokenizer, hidden)
     if "ByteFallback" in kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
-        return _Sentencepiece(tokenizer, steps)
+        return _Sentencepiece(tokenizer, steps, hidden)
     raise UnsupportedModel(
         f"the tokenizer decodes by {' + '.join(kinds) or 'nothing'}; byte-level BPE and sentencepiece "
         "with byte fallback are supported"
@@ -56,7 +62,7 @@ def decoder_of(tokenizer: Tokenizer) -> Decoder:
 
 
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids that never show in text."""
+    """The ids that stand for no text of their own."""
     added = tokenizer.get_added_tokens_decoder()
     return frozenset(token_id for token_id, token in added.items() if token.special)
 
@@ -64,9 +70,10 @@ def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
 class _ByteLevel:
     """GPT-2's spelling: one printable character per byte."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
+        self._hidden = hidden
         self._byte_of = _byte_alphabet()
 
     def stream(self) -> DecodeStream:
@@ -80,8 +87,8 @@ class _ByteLevel:
         return bytes(byte for byte in spelled if byte is not None)
 
     def text_bytes(self, token_id: int) -> bytes:
-        """`token_bytes`, none for special tokens."""
-        return b"" if token_id in self._special else self.token_bytes(token_id)
+        """`token_bytes`, none for hidden tokens."""
+        return b"" if token_id in self._hidden else self.token_bytes(token_id)
 
 
 class _ByteLevelStream:
@@ -107,9 +114,10 @@ class _Strip:
 class _Sentencepiece:
     """Tokens as text with marked spaces, and one token per byte for what the vocabulary lacks."""
 
-    def __init__(self, tokenizer: Tokenizer, steps: list[dict[str, Any]]) -> None:
+    def __init__(self, tokenizer: Tokenizer, steps: list[dict[str, Any]], hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._special = special_ids(tokenizer)
+        self._hidden = hidden
         self._replacements = [
             (step["pattern"]["String"], step["content"])
             for step in steps
@@ -137,10 +145,12 @@ class _Sentencepiece:
         return int(match[1], 16) if match else None
 
     def text(self, token_id: int) -> str | None:
-        """The text of a token that is no byte; None when it is special or none at all."""
+        """The text of a token that is no byte; None when it is hidden or none at all."""
         token = self._tokenizer.id_to_token(token_id)
-        if token is None or token_id in self._special:
+        if token is None or token_id in self._hidden:
             return None
+        if token_id in self._special:
+            return token
         for pattern, content in self._replacements:
             token = token.replace(pattern, content)
         return token

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 from dormouse.engine.engine import Engine
 from dormouse.models.chat import ChatModel
+from dormouse.models.folder import ModelFolder
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """`created` is in Unix seconds, `deadline_s` bounds each request from its submission."""
+    """`created` is in Unix seconds, `deadline_s` bounds each request from its submission. `folder` is where
+    it was loaded from, None for a model that has no files."""
 
     name: str
     created: int
     chat: ChatModel
     engine: Engine
     deadline_s: float
+    folder: ModelFolder | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Everything that serves one model, opened in order and closed in the reverse one."""
+"""Everything that serves models, opened in order and closed in the reverse one."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.engine.engine import Engine
 from dormouse.engine.loop import EngineOptions
+from dormouse.models.aliases import Aliases
 from dormouse.models.chat import ChatModel
 from dormouse.models.folder import ModelFolder
+from dormouse.models.host import HostOptions, ModelHost
+from dormouse.models.loader import Candidate
 from dormouse.models.progress import Progress, no_progress
 from dormouse.models.served import ServedModel
-from dormouse.models.settling import settle, unsettle
-from dormouse.models.sources import resolve
+from dormouse.models.settling import resettle, settle, unsettle
+from dormouse.models.sources import check_name, list_models, resolve
 from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
+
+if TYPE_CHECKING:
+    from dormouse.runtimes.torch.config import DecoderConfig
+    from dormouse.runtimes.torch.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +37,22 @@ _FLUSH_TIMEOUT_S = 60.0
 _DEFAULT_CONTEXTS = 32
 _DEFAULT_MEMORY_SHARE = 0.25
 _DIGESTS = "digests.json"
+_NEEDED_SHARE = 1.1
+"""Of the sizes that are known: rope tables, scratch memory and what loading needs on the way come on top."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """An open store, a loaded model and a running engine."""
+    """An open store and a host, which owns the loaded model and its engine."""
 
     store: BlockStore
-    runtime: Runtime
-    served: ServedModel
+    host: ModelHost
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> Stack:
+        """Open the store; no model is loaded yet, `host.start` does it. Raises StoreError."""
+        store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
+        return cls(store, ModelHost(None, FolderLoader(settings, store), _host_options(settings)))
 
     @classmethod
     def open(cls, settings: Settings, on_progress: Progress = no_progress) -> Stack:
@@ -45,37 +60,29 @@ class Stack:
 
         Raises StoreError, ModelError or ModelNotFound.
         """
-        folder = resolve(settings.model, settings.models_dir, on_progress=on_progress)
         with ExitStack() as opened:
             store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
             opened.callback(store.close)
-            # In a thread that ends: OpenMP keeps the workers of each thread that ever computed, and
-            # with more of them than cores it puts every barrier to sleep (decode was 1.5 times slower).
-            with ThreadPoolExecutor(1) as loader:
-                loading = loader.submit(load_runtime, settings, folder)
-                chat = ChatModel.load(folder)
-                runtime = loading.result()
-            opened.callback(runtime.close)
-            options = EngineOptions(
-                token_budget=settings.step_tokens,
-                max_running=settings.max_running,
-                max_queue=settings.max_queue,
-                speculate=settings.speculation == "auto",
-                sync=settings.durability == "sync",
-            )
-            engine = Engine(runtime, store, chat.decode_stream, chat.eos_token_ids, options)
+            loader = FolderLoader(settings, store)
+            served = loader.load(loader.find(settings.model, on_progress))
             opened.pop_all()  # all of it is open: from here on `close` is the owner's
-        settle()
-        served = ServedModel(folder.name, int(time.time()), chat, engine, settings.request_timeout_s)
-        return cls(store, runtime, served)
+        return cls(store, ModelHost(served, loader, _host_options(settings)))
+
+    @property
+    def served(self) -> ServedModel:
+        """The model that is served."""
+        return self.host.served
+
+    @property
+    def runtime(self) -> Runtime:
+        """What computes it."""
+        return self.served.engine.runtime
 
     def close(self, grace_s: float = 0.0) -> None:
         """Let running requests end within `grace_s` seconds, flush, and close everything."""
-        self.served.engine.stop(grace_s)
-        if not self.store.flush(_FLUSH_TIMEOUT_S):
-            log.error("not everything reached the disk: %s", self.store.health())
+        self.host.stop(grace_s)
+        self.host.close()
         self.store.close()
-        self.runtime.close()
         unsettle()
 
     def __enter__(self) -> Stack:
@@ -85,21 +92,105 @@ class Stack:
         self.close()
 
 
+class FolderLoader:
+    """Loads model folders into the torch runtime. See `Loader`."""
+
+    def __init__(self, settings: Settings, store: BlockStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._elsewhere: dict[str, ModelFolder] = {}
+        """Models that were loaded from outside of the models folder, by name."""
+
+    def knows(self, name: str) -> bool:
+        """See `Loader.knows`."""
+        return name in self._elsewhere or (check_name(name) and (self._settings.models_dir / name).is_dir())
+
+    def models(self) -> list[ModelFolder]:
+        """See `Loader.models`."""
+        found = {folder.name: folder for folder in list_models(self._settings.models_dir)}
+        return sorted((found | self._elsewhere).values(), key=lambda folder: folder.name)
+
+    def find(self, reference: str, on_progress: Progress = no_progress) -> Candidate:
+        """See `Loader.find`. The estimate is the size of the weight files, of the arena where it is set, and
+        a tenth of both."""
+        known = self._elsewhere.get(reference)
+        folder = known or resolve(reference, self._settings.models_dir, on_progress=on_progress)
+        with ThreadPoolExecutor(1) as reading:
+            chat = reading.submit(ChatModel.load, folder)
+            # Torch takes seconds to import: meanwhile the tokenizer is read.
+            from dormouse.runtimes.torch.preflight import check_folder
+
+            config = check_folder(folder.path)
+            _context(self._settings).fit(config)
+        cache = _cache_spec(self._settings, config)
+        arena_nbytes = (self._settings.arena_tokens or 2 * cache.block_size) * cache.token_nbytes
+        needed = int((folder.weights_nbytes + arena_nbytes) * _NEEDED_SHARE)
+        return Candidate(folder, chat.result(), needed)
+
+    def free_nbytes(self) -> int:
+        """See `Loader.free_nbytes`."""
+        return int(psutil.virtual_memory().available)
+
+    def held_nbytes(self, served: ServedModel) -> int:
+        """See `Loader.held_nbytes`: weights, and pages that were used."""
+        stats, runtime = served.engine.stats(), served.engine.runtime
+        return runtime.weights_nbytes + (stats.pages_used + stats.pages_idle) * runtime.cache.block_nbytes
+
+    def load(self, candidate: Candidate) -> ServedModel:
+        """See `Loader.load`."""
+        settings, folder, chat = self._settings, candidate.folder, candidate.chat
+        # In a thread that ends: OpenMP keeps the workers of each thread that ever computed, and
+        # with more of them than cores it puts every barrier to sleep (decode was 1.5 times slower).
+        with ThreadPoolExecutor(1) as loading:
+            runtime = loading.submit(load_runtime, settings, folder).result()
+        options = EngineOptions(
+            token_budget=settings.step_tokens,
+            max_running=settings.max_running,
+            max_queue=settings.max_queue,
+            speculate=settings.speculation == "auto",
+            sync=settings.durability == "sync",
+        )
+        engine = Engine(runtime, self._store, chat.decode_stream, chat.eos_token_ids, options)
+        settle()
+        if not self._is_in_models_dir(folder):
+            self._elsewhere[folder.name] = folder
+        return ServedModel(folder.name, int(time.time()), chat, engine, settings.request_timeout_s, folder)
+
+    def unload(self, served: ServedModel) -> None:
+        """See `Loader.unload`."""
+        if not self._store.flush(_FLUSH_TIMEOUT_S):
+            log.error("not everything reached the disk: %s", self._store.health())
+        served.engine.runtime.close()
+        resettle()
+
+    def _is_in_models_dir(self, folder: ModelFolder) -> bool:
+        return folder.path == (self._settings.models_dir / folder.name).absolute()
+
+
+def _host_options(settings: Settings) -> HostOptions:
+    return HostOptions(
+        aliases=Aliases.parse(settings.aliases),
+        auto_swap=settings.auto_swap == "on",
+        stay_s=settings.swap_stay_s,
+        wait_s=settings.swap_wait_s,
+        max_waiting=settings.max_queue,
+    )
+
+
 def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
     """The model in a runtime, with an arena of `settings.arena_tokens` or a default that fits."""
     # torch takes seconds to import: only what computes pays for it.
     from dormouse.runtimes.torch.config import DecoderConfig
-    from dormouse.runtimes.torch.context import Context
     from dormouse.runtimes.torch.fingerprint import DigestCache
     from dormouse.runtimes.torch.runtime import TorchRuntime
 
     config = DecoderConfig.from_hf(folder.config)
-    context = Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
+    context = _context(settings)
     _, context_length = context.fit(config)
     if context_length > config.context_length:
         log.warning(
             "context of %d tokens by %s rope scaling with factor %g: the model was trained for %d; words "
-            "become worse the further beyond that a context goes, and a little worse below",
+            "become worse the further a context goes beyond that, and somewhat worse below, too",
             context_length,
             settings.rope_scaling,
             settings.rope_factor or context_length / config.context_length,
@@ -107,14 +198,7 @@ def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
         )
     arena_tokens = settings.arena_tokens
     if arena_tokens is None:
-        cache = CacheSpec.for_heads(
-            settings.kv_format,
-            settings.block_size,
-            num_layers=len(config.layers),
-            num_kv_heads=config.num_kv_heads,
-            k_head_dim=config.head_dim,
-            v_head_dim=config.head_dim,
-        )
+        cache = _cache_spec(settings, config)
         arena_tokens = default_arena(cache, context_length, folder.weights_nbytes)
     return TorchRuntime.load(
         folder.path,
@@ -145,3 +229,20 @@ def default_arena(cache: CacheSpec, context_length: int, weights_nbytes: int) ->
         )
     share = max(int(affordable * _DEFAULT_MEMORY_SHARE), min(affordable, full))
     return max(2 * cache.block_size, min(share, _DEFAULT_CONTEXTS * context_length))
+
+
+def _context(settings: Settings) -> Context:
+    from dormouse.runtimes.torch.context import Context
+
+    return Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
+
+
+def _cache_spec(settings: Settings, config: DecoderConfig) -> CacheSpec:
+    return CacheSpec.for_heads(
+        settings.kv_format,
+        settings.block_size,
+        num_layers=len(config.layers),
+        num_kv_heads=config.num_kv_heads,
+        k_head_dim=config.head_dim,
+        v_head_dim=config.head_dim,
+    )

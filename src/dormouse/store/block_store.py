@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -13,18 +14,28 @@ from types import TracebackType
 from typing import TypeVar
 
 from dormouse.domain.agents import Agent, AgentId, AgentUpdate, check_agent_name
-from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, pack_tokens, packed_block_key
+from dormouse.domain.blocks import (
+    ROOT,
+    BlockKey,
+    Link,
+    Namespace,
+    pack_tokens,
+    packed_block_key,
+    unpack_tokens,
+)
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.errors import DeadlineExceeded, StoreError
 from dormouse.store.audit import VerifyReport, verify
+from dormouse.store.documents import DocumentBounds, DocumentInfo
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import BlockFormat
 from dormouse.store.health import HealthReason
 from dormouse.store.keeper import Removal
-from dormouse.store.opening import StoreParts, open_parts
+from dormouse.store.opening import Bounds, StoreParts, open_parts
 from dormouse.store.read_ahead import ReadAhead
 from dormouse.store.reader import BlockReader, Done, Load, ReaderPool
-from dormouse.store.rows import BlockRow
+from dormouse.store.replies import ReplyBounds
+from dormouse.store.rows import BlockRow, DocumentId, ReplyId
 from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
 from dormouse.store.writer import Writer
 
@@ -35,6 +46,9 @@ log = logging.getLogger(__name__)
 ADMIN_TIMEOUT_S = 30.0
 MAX_BATCH_NBYTES = 64 << 20
 
+KEPT_KINDS = frozenset({"agent", "transcript"})
+"""Documents that are never evicted: what an agent was made with, and what was said with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
@@ -42,6 +56,8 @@ class StoreOptions:
 
     `queue_nbytes` bounds the payloads that wait to be written. Uses of blocks are recorded every
     `touch_interval_s` and at close, failed saves tried again every `retry_s`; both in seconds.
+    The bounds of documents are per tenant and kind; those of `kept_kinds` are refused above them, others
+    push out the least recently used. Replies are forgotten `replies_age_s` seconds after their last use.
     """
 
     queue_nbytes: int = 256 << 20
@@ -49,6 +65,23 @@ class StoreOptions:
     num_readers: int = 2
     touch_interval_s: float = 30.0
     retry_s: float = 1.0
+    max_documents: int = 10_000
+    max_documents_nbytes: int = 64 << 20
+    kept_kinds: frozenset[str] = KEPT_KINDS
+    max_replies: int = 20_000
+    max_replies_nbytes: int = 32 << 20
+    replies_age_s: float = 30 * 86400.0
+
+    def bounds(self, quota_nbytes: int) -> Bounds:
+        """These, and what follows from the disk quota: notes take an eighth of it at most."""
+        share = quota_nbytes // 8
+        return Bounds(
+            quota_nbytes,
+            self.queue_nbytes,
+            min(self.quarantine_nbytes, quota_nbytes // 10),
+            DocumentBounds(self.max_documents, min(self.max_documents_nbytes, share), self.kept_kinds),
+            ReplyBounds(self.max_replies, min(self.max_replies_nbytes, share), self.replies_age_s),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +125,7 @@ class BlockStore:
         self._writer = Writer(
             parts.keeper,
             parts.view,
+            parts.notes,
             parts.counters,
             parts.health,
             max_batch_nbytes=min(MAX_BATCH_NBYTES, max(1, parts.keeper.quota_nbytes // 8)),
@@ -118,13 +152,7 @@ class BlockStore:
         StoreError when it cannot be used.
         """
         options = options or StoreOptions()
-        parts = open_parts(
-            folder,
-            file_ops or FileOps(),
-            quota_nbytes=quota_nbytes,
-            queue_nbytes=options.queue_nbytes,
-            quarantine_nbytes=min(options.quarantine_nbytes, quota_nbytes // 10),
-        )
+        parts = open_parts(folder, file_ops or FileOps(), options.bounds(quota_nbytes), clock())
         return cls(parts, options, clock)
 
     def register(self, namespace: Namespace, cache: CacheSpec) -> None:
@@ -264,6 +292,52 @@ class BlockStore:
 
         self._run(pin, timeout_s)
 
+    def put_document(self, tenant: str, kind: str, id: str, body: bytes) -> None:
+        """Keep a document under that name; it is there at once and written soon.
+
+        Raises DocumentsFull: above the bounds in `StoreOptions` the longest unused of its tenant and kind
+        go, but of `kept_kinds` a new one is refused. Raises ValueError when a name is no Unicode.
+        """
+        "".join((tenant, kind, id)).encode()
+        self._parts.notes.documents.put(DocumentId(tenant, kind, id), body, self._clock())
+        self._writer.wake()
+
+    def get_document(self, tenant: str, kind: str, id: str) -> bytes | None:
+        """The document of that name. Counts as a use.
+
+        Waits for the writer where the body is not in memory. Raises StoreError and DeadlineExceeded.
+        """
+        name = DocumentId(tenant, kind, id)
+        documents = self._parts.notes.documents
+        exists, body = documents.get(name, self._clock())
+        if body is None and exists:
+            body = self._run(lambda: self._parts.catalog.document(name), ADMIN_TIMEOUT_S)
+            if body is not None:
+                documents.remember(name, body)
+        return body
+
+    def delete_document(self, tenant: str, kind: str, id: str) -> bool:
+        """Forget a document; whether there was one."""
+        found = self._parts.notes.documents.delete(DocumentId(tenant, kind, id))
+        self._writer.wake()
+        return found
+
+    def documents(
+        self, tenant: str, kind: str, limit: int = 100, after: str | None = None
+    ) -> list[DocumentInfo]:
+        """Up to `limit` documents in the order of their ids, from behind the id `after` on."""
+        return self._parts.notes.documents.page(tenant, kind, limit, after)
+
+    def remember_reply(self, namespace: Namespace, key: bytes, tokens: Sequence[int]) -> None:
+        """Remember the tokens of a reply under `key`; bounded, see `StoreOptions`. Waits for nothing."""
+        self._parts.notes.replies.put(ReplyId(namespace, key), _pack(tokens), self._clock())
+        self._writer.wake()
+
+    def recall_reply(self, namespace: Namespace, key: bytes) -> tuple[int, ...] | None:
+        """The tokens remembered under `key`, from memory. Counts as a use."""
+        packed = self._parts.notes.replies.get(ReplyId(namespace, key), self._clock())
+        return None if packed is None else tuple(unpack_tokens(packed))
+
     def gc(self, unused_for_s: float = 0.0, timeout_s: float = ADMIN_TIMEOUT_S) -> Removal:
         """Remove blocks and history that no agent reaches, unused for that many seconds. Waits."""
         used_before = self._clock() - unused_for_s
@@ -296,8 +370,12 @@ class BlockStore:
             quarantine_nbytes=ledger.quarantine,
             quota_nbytes=self._parts.keeper.quota_nbytes,
             counts=self._parts.counters.snapshot(),
-            notes=self._parts.notes,
+            notes=self._parts.findings,
         )
+
+    def free_nbytes(self) -> int:
+        """Free bytes on the disk of the data folder."""
+        return shutil.disk_usage(self._parts.layout.root).free
 
     def health(self) -> tuple[HealthReason, ...]:
         """Why saving does not work as it should; empty when it does."""
@@ -313,6 +391,8 @@ class BlockStore:
     def check(self) -> None:
         """Raise AssertionError when memory contradicts itself. Cheap enough for idle moments."""
         self._view.check()
+        self._parts.notes.documents.check()
+        self._parts.notes.replies.check()
 
     def close(self) -> None:
         """Write what is queued, end all threads, unlock. Waits; a second call does nothing."""

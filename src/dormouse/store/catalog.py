@@ -15,7 +15,7 @@ from dormouse.domain.errors import DamagedCatalog, StoreTooNew
 from dormouse.store.file_ops import FileOps
 from dormouse.store.layout import FILE_MODE
 from dormouse.store.migrations import MIGRATIONS
-from dormouse.store.rows import AgentRow, BlockRow, Change
+from dormouse.store.rows import AgentRow, BlockRow, Change, DocumentId, ReplyId, ReplyRow
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class Catalog:
             _write_blocks(connection, change)
             _write_agents(connection, change)
             _write_doomed(connection, change)
+            _write_documents(connection, change)
+            _write_replies(connection, change)
 
     def blocks(self) -> list[BlockRow]:
         """All block rows. Raises DamagedCatalog."""
@@ -95,6 +97,27 @@ class Catalog:
         """Blocks whose files were to go. Raises DamagedCatalog."""
         with _damage():
             return dict(self._connection.execute("SELECT key, namespace FROM doomed"))
+
+    def documents(self) -> list[tuple[DocumentId, float, float, int]]:
+        """Every document's id, creation, last use (Unix seconds) and size. Raises DamagedCatalog."""
+        query = "SELECT tenant, kind, id, created_at, used_at, length(body) FROM documents"
+        with _damage():
+            rows = self._connection.execute(query).fetchall()
+        return [(DocumentId(*who), created_at, used_at, n) for *who, created_at, used_at, n in rows]
+
+    def document(self, id: DocumentId) -> bytes | None:
+        """The body of a document. Raises DamagedCatalog."""
+        query = "SELECT body FROM documents WHERE tenant = ? AND kind = ? AND id = ?"
+        with _damage():
+            row = self._connection.execute(query, (id.tenant, id.kind, id.id)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def replies(self) -> list[tuple[ReplyId, ReplyRow]]:
+        """Every remembered reply. Raises DamagedCatalog."""
+        query = "SELECT namespace, key, tokens, used_at FROM replies"
+        with _damage():
+            rows = self._connection.execute(query).fetchall()
+        return [(ReplyId(ns, key), ReplyRow(tokens, used_at)) for ns, key, tokens, used_at in rows]
 
     def trim(self, limit_nbytes: int = WAL_LIMIT_NBYTES) -> None:
         """Fold a write-ahead log of more than `limit_nbytes` into the database.
@@ -226,3 +249,37 @@ def _write_agents(connection: sqlite3.Connection, change: Change) -> None:
 def _write_doomed(connection: sqlite3.Connection, change: Change) -> None:
     connection.executemany("DELETE FROM doomed WHERE key = ?", [(key,) for key in change.unlinked])
     connection.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?)", list(change.doomed.items()))
+
+
+def _write_documents(connection: sqlite3.Connection, change: Change) -> None:
+    connection.executemany(
+        "UPDATE documents SET used_at = ? WHERE tenant = ? AND kind = ? AND id = ?",
+        [(at, one.tenant, one.kind, one.id) for one, at in change.used_documents.items()],
+    )
+    connection.executemany(
+        "DELETE FROM documents WHERE tenant = ? AND kind = ? AND id = ?",
+        [(one.tenant, one.kind, one.id) for one, row in change.documents.items() if row is None],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (one.tenant, one.kind, one.id, row.body, row.created_at, row.used_at)
+            for one, row in change.documents.items()
+            if row is not None
+        ],
+    )
+
+
+def _write_replies(connection: sqlite3.Connection, change: Change) -> None:
+    connection.executemany(
+        "DELETE FROM replies WHERE namespace = ? AND key = ?",
+        [(one.namespace, one.key) for one, row in change.replies.items() if row is None],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?)",
+        [
+            (one.namespace, one.key, row.tokens, row.used_at)
+            for one, row in change.replies.items()
+            if row is not None
+        ],
+    )

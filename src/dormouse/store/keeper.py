@@ -18,6 +18,7 @@ from dormouse.store.garbage import agent_deletion, drop_payload, release_tails, 
 from dormouse.store.health import WRITE_ERRORS, Health
 from dormouse.store.index import Index
 from dormouse.store.ledger import Count, Counters, Ledger
+from dormouse.store.notes import Notes
 from dormouse.store.rows import BlockRow, Change
 from dormouse.store.view import PendingBlock, StoreView, UnsavedAgent, agent_row, not_found
 
@@ -58,6 +59,7 @@ class Keeper:
         ledger: Ledger,
         counters: Counters,
         health: Health,
+        notes: Notes,
         quota_nbytes: int,
     ) -> None:
         self._catalog = catalog
@@ -67,7 +69,9 @@ class Keeper:
         self._ledger = ledger
         self._counters = counters
         self._health = health
+        self._notes = notes
         self._quota_nbytes = quota_nbytes
+        self._notes_failed = False
         self._dirty: dict[AgentId, UnsavedAgent] = {}
         self._doomed: dict[BlockKey, Namespace] = {}
         self._unlinked: dict[BlockKey, Namespace] = {}
@@ -79,8 +83,8 @@ class Keeper:
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether agents wait for a catalog that works, or files for an unlink that works."""
-        return bool(self._dirty or self._doomed)
+        """Whether agents and notes wait for a catalog that works, or files for an unlink that works."""
+        return bool(self._dirty or self._doomed or self._notes_failed)
 
     def commit(self, change: Change) -> None:
         """Commit `change`, mirror it, then unlink what it doomed. Raises as `Catalog.apply` does."""
@@ -88,6 +92,7 @@ class Keeper:
         change.unlinked |= stored | self._settled()
         self._catalog.apply(change)
         self._view.apply(change)
+        self._notes.apply(change)
         for key in change.unlinked | change.doomed.keys():
             self._doomed.pop(key, None)
             self._unlinked.pop(key, None)
@@ -115,20 +120,26 @@ class Keeper:
         agents: Sequence[UnsavedAgent],
         used: Mapping[BlockKey, float],
     ) -> bool:
-        """Make a batch durable in one transaction; False when that failed.
+        """Make a batch, and the notes that wait, durable in one transaction; False when that failed.
 
         Blocks that cannot be written are dropped. Agents are kept, the newest update of each, and committed
-        with a later batch.
+        with a later batch, as are notes that the quota has no room for.
         """
         newest = self._dirty | {agent.update.id: agent for agent in agents}
-        written = self._write(blocks) if self._make_room(blocks, newest.values()) else []
+        has_room = self._make_room(blocks, newest.values())
+        written = self._write(blocks) if has_room else []
+        change = self._plan(written, newest.values(), used)
+        if has_room:
+            self._notes.plan(change)
         try:
-            self.commit(self._plan(written, newest.values(), used))
+            self.commit(change)
         except WRITE_ERRORS as error:
             self._health.failed("catalog", error)
             self._give_up(written, used)
             self._dirty = newest
+            self._notes_failed = self._notes.has_unsaved
             return False
+        self._notes_failed = not has_room and self._notes.has_unsaved
         self._health.works("catalog")
         self._view.saved([*self._dirty.values(), *agents])
         self._dirty = {}
@@ -222,6 +233,8 @@ class Keeper:
         links = (link for agent in agents for link in agent.update.links)
         num_rows = len(blocks) + sum(link.key not in self._index.blocks for link in links)
         catalog_room = 2 * CATALOG_ROOM_NBYTES + (num_rows + REMOVAL_BATCH) * ROW_ROOM_NBYTES
+        # What is written is in the log and in the database until the log is folded in.
+        catalog_room += 2 * self._notes.unsaved_nbytes
         try:
             self.enforce_quota(sum(block.format.file_nbytes(block.tokens) for block in blocks) + catalog_room)
         except WRITE_ERRORS as error:

@@ -48,4 +48,38 @@ def create_doomed(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (create_blocks, create_agents, create_doomed)
+def create_documents(connection: sqlite3.Connection) -> None:
+    """Bodies by tenant, kind and id: stored responses, what agents were made with, their transcripts."""
+    connection.execute(
+        """CREATE TABLE documents (
+            tenant TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            id TEXT NOT NULL,
+            body BLOB NOT NULL,
+            created_at REAL NOT NULL,
+            used_at REAL NOT NULL,
+            PRIMARY KEY (tenant, kind, id)
+        ) STRICT"""
+    )
+
+
+def create_replies(connection: sqlite3.Connection) -> None:
+    """Tokens of replies by what they look like as text, so that a replayed reply is the same tokens."""
+    connection.execute(
+        """CREATE TABLE replies (
+            namespace BLOB NOT NULL,
+            key BLOB NOT NULL,
+            tokens BLOB NOT NULL,
+            used_at REAL NOT NULL,
+            PRIMARY KEY (namespace, key)
+        ) STRICT"""
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    create_blocks,
+    create_agents,
+    create_doomed,
+    create_documents,
+    create_replies,
+)

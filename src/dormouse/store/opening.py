@@ -11,6 +11,7 @@ from pathlib import Path
 from dormouse.domain.errors import DamagedCatalog, StoreError
 from dormouse.store.block_files import BlockFiles
 from dormouse.store.catalog import Catalog
+from dormouse.store.documents import DocumentBounds, Documents
 from dormouse.store.file_ops import FileOps
 from dormouse.store.health import WRITE_ERRORS, Health
 from dormouse.store.index import Index
@@ -18,7 +19,9 @@ from dormouse.store.keeper import Keeper
 from dormouse.store.layout import FOLDER_MODE, Layout
 from dormouse.store.ledger import Counters, Ledger
 from dormouse.store.lock import FolderLock
+from dormouse.store.notes import Notes
 from dormouse.store.reconcile import Reconciler
+from dormouse.store.replies import Replies, ReplyBounds
 from dormouse.store.rows import Change
 from dormouse.store.view import StoreView
 
@@ -37,22 +40,32 @@ class StoreParts:
     ledger: Ledger
     index: Index
     view: StoreView
+    notes: Notes
     keeper: Keeper
     counters: Counters
     health: Health
-    notes: tuple[str, ...]
+    findings: tuple[str, ...]
 
 
-def open_parts(
-    folder: Path, ops: FileOps, *, quota_nbytes: int, queue_nbytes: int, quarantine_nbytes: int
-) -> StoreParts:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Sizes in bytes, and the bounds of the notes."""
+
+    quota_nbytes: int
+    queue_nbytes: int
+    quarantine_nbytes: int
+    documents: DocumentBounds
+    replies: ReplyBounds
+
+
+def open_parts(folder: Path, ops: FileOps, bounds: Bounds, now: float) -> StoreParts:
     """Lock the folder, create what is missing, make files and catalog agree, enforce the quota.
 
     Raises StoreLocked, StoreTooNew, and StoreError when the folder cannot be used.
     """
     layout = Layout(folder)
     ledger = Ledger(layout)
-    files = BlockFiles(layout, ops, ledger, quarantine_nbytes)
+    files = BlockFiles(layout, ops, ledger, bounds.quarantine_nbytes)
     with ExitStack() as undo:
         try:
             _make_private(layout.root, parents=True)
@@ -60,8 +73,12 @@ def open_parts(
             undo.callback(lock.release)
             for path in (layout.blocks, layout.quarantine):
                 _make_private(path)
-            catalog, index, view, notes = _load(layout, ops, files, ledger, queue_nbytes)
+            catalog, index, view, findings = _load(layout, ops, files, ledger, bounds.queue_nbytes)
             undo.callback(catalog.close)
+            notes = Notes(
+                Documents(bounds.documents, catalog.documents()),
+                Replies(bounds.replies, now, catalog.replies()),
+            )
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"data folder {folder} cannot be used: {error}") from error
         counters, health = Counters(), Health()
@@ -73,14 +90,15 @@ def open_parts(
             ledger=ledger,
             counters=counters,
             health=health,
-            quota_nbytes=quota_nbytes,
+            notes=notes,
+            quota_nbytes=bounds.quota_nbytes,
         )
         try:
             keeper.enforce_quota()
         except WRITE_ERRORS as error:
             health.failed("block files", error)
         undo.pop_all()
-    return StoreParts(layout, lock, catalog, ledger, index, view, keeper, counters, health, notes)
+    return StoreParts(layout, lock, catalog, ledger, index, view, notes, keeper, counters, health, findings)
 
 
 def _load(
@@ -98,11 +116,11 @@ def _load(
         lost = f"{error}; it is in quarantine"
     ledger.measure_catalog()
     log.info("opened %s: %d blocks, %s", layout.root, len(index.blocks), reconciler.findings)
-    notes = []
+    findings = []
     if lost is not None and (existed or reconciler.findings.adopted):
-        notes.append(f"{lost}; blocks were found again, the names and histories of agents are lost")
-        log.warning("%s", notes[0])
-    return catalog, index, StoreView(index, queue_nbytes), tuple(notes)
+        findings.append(f"{lost}; blocks were found again, the names and histories of agents are lost")
+        log.warning("%s", findings[0])
+    return catalog, index, StoreView(index, queue_nbytes), tuple(findings)
 
 
 def _read(

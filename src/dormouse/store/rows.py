@@ -60,9 +60,45 @@ class AgentRow:
     pinned: bool
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentId:
+    """A document's tenant, kind and name within them."""
+
+    tenant: str
+    kind: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DocumentRow:
+    """One document. Times are Unix seconds."""
+
+    body: bytes
+    created_at: float
+    used_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyId:
+    """Under what a reply is remembered."""
+
+    namespace: Namespace
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplyRow:
+    """The packed tokens of a reply. `used_at` is in Unix seconds."""
+
+    tokens: bytes
+    used_at: float
+
+
 @dataclass(slots=True)
 class Change:
     """What one transaction does. A key is in `rows` or in `removed`, never in both.
+
+    Documents and replies that are None are deleted.
 
     `doomed` are blocks whose files go once this is committed. They are recorded in the same transaction,
     so that a crash before the unlink does not bring deleted content back; `unlinked` ones are forgotten.
@@ -75,12 +111,16 @@ class Change:
     used: dict[BlockKey, float] = field(default_factory=dict)
     doomed: dict[BlockKey, Namespace] = field(default_factory=dict)
     unlinked: set[BlockKey] = field(default_factory=set)
+    documents: dict[DocumentId, DocumentRow | None] = field(default_factory=dict)
+    used_documents: dict[DocumentId, float] = field(default_factory=dict)
+    replies: dict[ReplyId, ReplyRow | None] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
         """Rows that the transaction touches, for estimating how the catalog grows."""
         parts = (self.rows, self.removed, self.agents, self.removed_agents, self.used, self.doomed)
-        return sum(len(part) for part in parts)
+        notes = (self.documents, self.used_documents, self.replies)
+        return sum(len(part) for part in (*parts, *notes))
 
     def remove(self, row: BlockRow) -> None:
         """Forget the block, and its file if it has one."""

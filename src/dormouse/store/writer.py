@@ -16,6 +16,7 @@ from dormouse.domain.errors import DeadlineExceeded, DormouseError, StoreError
 from dormouse.store.health import WRITE_ERRORS, Health
 from dormouse.store.keeper import Keeper
 from dormouse.store.ledger import Count, Counters
+from dormouse.store.notes import Notes
 from dormouse.store.view import PendingBlock, StoreView, UnsavedAgent
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Writer:
         self,
         keeper: Keeper,
         view: StoreView,
+        notes: Notes,
         counters: Counters,
         health: Health,
         *,
@@ -58,6 +60,7 @@ class Writer:
     ) -> None:
         self._keeper = keeper
         self._view = view
+        self._notes = notes
         self._counters = counters
         self._health = health
         self._max_batch_nbytes = max_batch_nbytes
@@ -114,7 +117,7 @@ class Writer:
             ) from None
 
     def wake(self) -> None:
-        """There are touches to record after the usual interval."""
+        """There are notes to write, or touches to record after the usual interval."""
         with self._changed:
             self._changed.notify()
 
@@ -175,6 +178,8 @@ class Writer:
         """Seconds until something is due without being queued."""
         if self._keeper.has_leftovers:
             return self._retry_s
+        if self._notes.has_unsaved:
+            return 0.0
         if self._view.has_touched:
             return self._touches_written_at + self._touch_interval_s - time.monotonic()
         return None
@@ -182,7 +187,8 @@ class Writer:
     def _step(self, batch: Batch) -> None:
         self._keeper.unlink_doomed()
         used = self._due_touches()
-        if batch.blocks or batch.agents or used or self._keeper.has_leftovers:
+        has_more = self._keeper.has_leftovers or self._notes.has_unsaved
+        if batch.blocks or batch.agents or used or has_more:
             saved = self._keeper.store(batch.blocks, batch.agents, used)
             _notify(batch.agents, saved)
             # Settled: should the job fail by an error of ours, nobody is answered twice.

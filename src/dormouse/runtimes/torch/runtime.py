@@ -81,7 +81,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         target = _device(device)
         compute = _dtype(dtype, target)
-        config, length = context.fit(DecoderConfig.from_hf(_read_config(folder)))
+        config, length = context.fit(DecoderConfig.from_hf(read_config(folder)))
         files = weight_files(folder)
         fingerprint = model_fingerprint(folder, files, config.canonical(), digests)
         spec = _model_spec(name, config, fingerprint, length)
@@ -188,7 +188,8 @@ def _model_spec(name: str, config: DecoderConfig, fingerprint: str, length: int)
     )
 
 
-def _read_config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, object]:
+    """The object in config.json. Raises ModelFilesMissing or UnsupportedModel."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_bytes())

@@ -1,0 +1,322 @@
+"""One reply, as every dialect gets it: a conversation or a plain prompt in, pieces of the answer out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import TypeVar
+
+from fastapi import Request as HttpRequest
+
+from dormouse.api.call import Call
+from dormouse.api.identity import Identity
+from dormouse.api.services import Services
+from dormouse.api.sink import PING_INTERVAL_S, Sink
+from dormouse.domain.agents import AgentId
+from dormouse.domain.blocks import Namespace
+from dormouse.domain.constraint import Constraint
+from dormouse.domain.conversation import Called, Conversation, Message, Piece, Role, Said, Thought
+from dormouse.domain.errors import AgentNotFound, StoreError
+from dormouse.domain.model_spec import cache_namespace
+from dormouse.domain.requests import (
+    Failed,
+    Finished,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
+from dormouse.models.decisions import Divergence, decided, divergence
+from dormouse.models.prompting import Prompt, Prompter
+from dormouse.models.reply_parser import ReplyParser
+from dormouse.models.served import ServedModel
+
+T = TypeVar("T")
+
+CLIENT_GONE = 499
+"""nginx's number for an answer that nobody is there to read."""
+
+
+class StopReason(Enum):
+    """Why an answer ended, finer than the engine knows."""
+
+    END = auto()
+    CALLS = auto()
+    STOP_STRING = auto()
+    MAX_TOKENS = auto()
+    CONTEXT_FULL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New pieces of an answer; `logprobs` of the tokens sampled since the last one."""
+
+    pieces: tuple[Piece, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The answer is complete. `reasoning_tokens` of the completion were thought, not said."""
+
+    reason: StopReason
+    usage: Usage
+    stop: str | None
+    reasoning_tokens: int
+    reply: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a dialect asks for: a conversation, or the tokens of a plain prompt. `max_tokens` None is as many
+    as there is room for. `call` is the HTTP request that is watched from outside, None where another
+    generation stands for it."""
+
+    source: Conversation | tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int | None
+    identity: Identity
+    tenant: str
+    call: Call | None = None
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The answer so far."""
+
+    said: str = ""
+    thought: str = ""
+    calls: list[Called] = field(default_factory=list)
+
+    def add(self, pieces: list[Piece]) -> tuple[Piece, ...]:
+        """Take new pieces."""
+        for piece in pieces:
+            match piece:
+                case Said(text):
+                    self.said += text
+                case Thought(text):
+                    self.thought += text
+                case Called():
+                    self.calls.append(piece)
+        return tuple(pieces)
+
+    def message(self) -> Message:
+        """The answer as the message that a client will replay."""
+        calls = tuple(called.call for called in self.calls)
+        return Message(Role.ASSISTANT, self.said, self.thought, calls)
+
+
+class Generation:
+    """A submitted request and the answer to it. Its `events` are read once; whoever began it closes it."""
+
+    def __init__(self, services: Services, served: ServedModel, ask: Ask, prepared: _Prepared) -> None:
+        """Submits. Raises what `Engine.submit` raises."""
+        self._services = services
+        self._served = served
+        self._ask = ask
+        self._prepared = prepared
+        self._answer = _Answer()
+        self._sink = Sink()
+        self._submitted = time.monotonic()
+        self._ended = False
+        room = max(1, served.engine.max_length - len(prepared.tokens))
+        limit = room if ask.max_tokens is None else min(ask.max_tokens, room)
+        sampling = ask.sampling
+        self._request = Request(
+            id=uuid.uuid4().hex,
+            prompt=prepared.tokens,
+            sampling=replace(sampling, max_tokens=limit, min_tokens=min(sampling.min_tokens, limit)),
+            sink=self._sink,
+            agent=ask.identity.agent,
+            tenant=ask.tenant,
+            deadline_s=served.deadline_s,
+            constraint=prepared.constraint,
+            priority=ask.identity.priority,
+        )
+        if ask.call is not None:
+            self._request = ask.call.observe(self._request, served.name)
+        served.engine.submit(self._request)
+
+    @classmethod
+    async def begin(cls, services: Services, served: ServedModel, ask: Ask) -> Generation:
+        """Render, tokenize, compile what constrains the answer, and submit.
+
+        Raises InvalidRequest for what can never be answered, and what `Engine.submit` raises.
+        """
+        prepared = await asyncio.to_thread(_prepare, services, served, ask)
+        return cls(services, served, ask, prepared)
+
+    @property
+    def served(self) -> ServedModel:
+        """The model that answers."""
+        return self._served
+
+    @property
+    def prompt_keys(self) -> tuple[bytes, ...]:
+        """Names of the conversation after each of its messages; empty for a plain prompt."""
+        return self._prepared.prompt.keys if self._prepared.prompt else ()
+
+    async def started(self) -> Usage:
+        """What of the prompt was found, as soon as that is known; after a while without knowing, nothing."""
+        event = await self._sink.peek(PING_INTERVAL_S)
+        if isinstance(event, Started):
+            return event.usage
+        return Usage(len(self._prepared.tokens), 0, 0, 0)
+
+    async def events(self) -> AsyncGenerator[Delta | End | None, None]:
+        """Deltas, None in every long silence, and the End. Raises the error of a reply that failed."""
+        first_token_at: float | None = None
+        while not self._ended:
+            event = await self._sink.next(PING_INTERVAL_S)
+            self._ended = isinstance(event, Finished | Failed)
+            match event:
+                case None:
+                    yield None
+                case TextDelta(text, logprobs):
+                    first_token_at = first_token_at or time.monotonic()
+                    pieces = self._push(text)
+                    if pieces or logprobs:
+                        yield Delta(self._answer.add(pieces), logprobs)
+                case Failed(error):
+                    raise error
+                case Finished():
+                    pieces = self._finish()
+                    if pieces:
+                        yield Delta(self._answer.add(pieces))
+                    waited = (first_token_at or time.monotonic()) - self._submitted
+                    yield self._end(event, waited)
+
+    async def complete(self) -> End:
+        """The end, with all of the answer. Raises the error of a reply that failed."""
+        async for event in self.events():
+            if isinstance(event, End):
+                return event
+        raise AssertionError("a generation ended without its end")
+
+    async def aclose(self) -> None:
+        """Nobody reads on: stop computing what is not complete."""
+        if not self._ended:
+            self._ended = True
+            self._served.engine.abort(self._request.id)
+
+    def _push(self, text: str) -> list[Piece]:
+        parser = self._prepared.parser
+        if parser is not None:
+            return parser.push(text)
+        return [Said(text)] if text else []
+
+    def _finish(self) -> list[Piece]:
+        return self._prepared.parser.finish() if self._prepared.parser is not None else []
+
+    def _end(self, finished: Finished, waited_s: float) -> End:
+        reply = self._answer.message()
+        self._note(finished, reply, waited_s)
+        num_thought = self._num_thought(finished) if reply.reasoning else 0
+        return End(self._reason(finished, reply), finished.usage, finished.stop, num_thought, reply)
+
+    def _reason(self, finished: Finished, reply: Message) -> StopReason:
+        if finished.reason is FinishReason.LENGTH:
+            used = finished.usage.prompt_tokens + finished.usage.completion_tokens
+            wanted = self._ask.max_tokens
+            is_full = used >= self._served.engine.max_length
+            by_context = is_full and (wanted is None or finished.usage.completion_tokens < wanted)
+            return StopReason.CONTEXT_FULL if by_context else StopReason.MAX_TOKENS
+        if finished.stop is not None:
+            return StopReason.STOP_STRING
+        return StopReason.CALLS if reply.calls else StopReason.END
+
+    def _note(self, finished: Finished, reply: Message, waited_s: float) -> None:
+        """Remember the reply as it was generated, and why its prompt was found or not."""
+        prepared, ask = self._prepared, self._ask
+        if prepared.prompt is not None and finished.tokens:
+            prepared.prompter.remember(prepared.prompt, reply, finished.tokens)
+        if ask.identity.agent is not None:
+            decision = decided(prepared.history, finished.usage, waited_s, prepared.divergence)
+            self._services.decisions.note(ask.tenant, ask.identity.agent, decision)
+
+    def _num_thought(self, finished: Finished) -> int:
+        """Generated tokens up to the end of the reasoning."""
+        stream = self._served.chat.decode_stream()
+        seen = ""
+        end = len(self._answer.thought.strip())
+        for count, token in enumerate(finished.tokens, 1):
+            seen += stream.push(token)
+            if len(seen.strip()) > end:
+                return count
+        return len(finished.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What worker threads make of an `Ask`. `prompt` and `parser` are None for a plain prompt; `history` is
+    the agent's before this request."""
+
+    tokens: tuple[int, ...]
+    prompter: Prompter
+    prompt: Prompt | None = None
+    parser: ReplyParser | None = None
+    constraint: Constraint | None = None
+    history: tuple[int, ...] = ()
+    divergence: Divergence | None = None
+
+
+def prompter_of(services: Services, served: ServedModel, tenant: str) -> Prompter:
+    """What makes prompts for one tenant of a model."""
+    return Prompter(served.chat, services.store, _namespace(served, tenant))
+
+
+def _namespace(served: ServedModel, tenant: str) -> Namespace:
+    runtime = served.engine.runtime
+    return cache_namespace(runtime.spec, runtime.cache, tenant)
+
+
+def _prepare(services: Services, served: ServedModel, ask: Ask) -> _Prepared:
+    prompter = prompter_of(services, served, ask.tenant)
+    history: tuple[int, ...] = ()
+    if ask.identity.agent is not None:
+        # One that is new, or whose history was damaged, has nothing to be compared with.
+        with contextlib.suppress(AgentNotFound, StoreError):
+            agent = AgentId(ask.tenant, ask.identity.agent, _namespace(served, ask.tenant))
+            history = tuple(services.store.history(agent))
+    if not isinstance(ask.source, Conversation):
+        return _Prepared(ask.source, prompter, None, None, None, history, divergence(history, ask.source))
+    prompt = prompter.prepare(ask.source)
+    return _Prepared(
+        prompt.tokens,
+        prompter,
+        prompt,
+        served.chat.reply_parser(ask.source, prompt.text),
+        None,
+        history,
+        divergence(history, prompt.tokens),
+    )
+
+
+async def unless_gone(http: HttpRequest, work: Awaitable[T]) -> T | None:
+    """The result of `work`; None, after cancelling it, when the client goes away first.
+
+    The body must have been read.
+    """
+    doing = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_disconnected(http))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await doing if doing.done() else None
+    finally:
+        doing.cancel()
+        gone.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    """Return when the client has closed the connection."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

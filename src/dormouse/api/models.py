@@ -1,0 +1,61 @@
+"""The list of models, in a form that the clients of every dialect can read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+
+from dormouse.api.services import Services
+from dormouse.domain.errors import InvalidRequest
+from dormouse.models.served import ServedModel
+
+
+def router(services: Services) -> APIRouter:
+    """The routes, and what is refused by name because no model here does it."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.get("/models")
+    async def models() -> dict[str, Any]:
+        """The served model: OpenAI's list, Anthropic's page, and the `models` that Codex reads."""
+        served = services.host.served
+        data = [_model(served)]
+        page = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+        return {"object": "list", "data": data, **page, "models": [_codex_model(served)]}
+
+    @routes.get("/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """One model."""
+        return _model(await services.host.serve(name))
+
+    @routes.post("/embeddings")
+    async def embeddings() -> None:
+        """Refused: models here generate text."""
+        raise InvalidRequest("embeddings are not served here; this server generates text", param="model")
+
+    return routes
+
+
+def _model(served: ServedModel) -> dict[str, Any]:
+    created = datetime.fromtimestamp(served.created, UTC)
+    return {
+        "id": served.name,
+        "object": "model",
+        "type": "model",
+        "display_name": served.name,
+        "created": served.created,
+        "created_at": created.isoformat(timespec="seconds"),
+        "owned_by": "dormouse",
+        "context_length": served.engine.max_length,
+        "max_input_tokens": served.engine.max_length,
+    }
+
+
+def _codex_model(served: ServedModel) -> dict[str, Any]:
+    return {
+        "slug": served.name,
+        "display_name": served.name,
+        "context_window": served.engine.max_length,
+        "supported_reasoning_levels": [],
+    }

@@ -1,0 +1,175 @@
+"""OpenAI's Responses: items in, items out, and a past that the server keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+
+from dormouse.api import sse
+from dormouse.api.call import call_of
+from dormouse.api.caller import CallerParam
+from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
+from dormouse.api.identity import identify
+from dormouse.api.response_store import ResponseStore, StoredResponse
+from dormouse.api.responses_schema import Item, ResponsesBody
+from dormouse.api.responses_stream import ResponseStream, status_of
+from dormouse.api.services import Services
+from dormouse.domain.errors import ContextLengthExceeded, DormouseError
+from dormouse.models.served import ServedModel
+
+_PATH = "/v1/responses"
+
+
+def router(services: Services) -> APIRouter:
+    """The routes of this dialect."""
+    routes = APIRouter(prefix=_PATH)
+    stored = ResponseStore(services.store)
+
+    @routes.post("")
+    async def create(body: ResponsesBody, http: HttpRequest, caller: CallerParam) -> Response:
+        """Answer an input, after a stored response where one is named."""
+        served = await services.host.serve(body.model)
+        body.check()
+        past = await asyncio.to_thread(stored.past, caller.tenant, body.previous_response_id)
+        toolbox = body.toolbox()
+        stream = ResponseStream(body, toolbox)
+        ask = Ask(
+            body.conversation_after(past, toolbox),
+            body.sampling(),
+            body.limit,
+            identify(http.headers, body.hints()),
+            caller.tenant,
+            call_of(http),
+        )
+        reply = _Reply(services, served, stored, caller.tenant, body, stream)
+        if body.stream:
+            return sse.stream(reply.frames(await reply.begin(ask)))
+        generation = await Generation.begin(services, served, ask)
+        finished = await unless_gone(http, reply.whole(generation))
+        await generation.aclose()
+        return Response(status_code=CLIENT_GONE) if finished is None else JSONResponse(finished)
+
+    @routes.post("/input_tokens")
+    async def input_tokens(body: ResponsesBody, caller: CallerParam) -> dict[str, Any]:
+        """The exact length of a prompt."""
+        served = await services.host.serve(body.model)
+        past = await asyncio.to_thread(stored.past, caller.tenant, body.previous_response_id)
+        conversation = body.conversation_after(past, body.toolbox())
+        prompter = prompter_of(services, served, caller.tenant)
+        prompt = await asyncio.to_thread(prompter.prepare, conversation)
+        return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
+
+    @routes.get("/{id}")
+    async def show(id: str, caller: CallerParam) -> dict[str, Any]:
+        """A stored response."""
+        return (await asyncio.to_thread(stored.get, caller.tenant, id)).response
+
+    @routes.get("/{id}/input_items")
+    async def input_items(id: str, caller: CallerParam) -> dict[str, Any]:
+        """What a stored response answered."""
+        items = (await asyncio.to_thread(stored.get, caller.tenant, id)).input
+        ids = [item.get("id") for item in items]
+        page = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
+        return {"object": "list", "data": items, "has_more": False, **page}
+
+    @routes.post("/{id}/cancel")
+    async def cancel(id: str, caller: CallerParam) -> dict[str, Any]:
+        """Nothing runs in the background here, so a stored response is complete and stays as it is."""
+        return (await asyncio.to_thread(stored.get, caller.tenant, id)).response
+
+    @routes.delete("/{id}")
+    async def delete(id: str, caller: CallerParam) -> dict[str, Any]:
+        """Forget a stored response."""
+        await asyncio.to_thread(stored.delete, caller.tenant, id)
+        return {"id": id, "object": "response", "deleted": True}
+
+    return routes
+
+
+class _Reply:
+    """One response on its way to the client, and into the store."""
+
+    def __init__(
+        self,
+        services: Services,
+        served: ServedModel,
+        stored: ResponseStore,
+        tenant: str,
+        body: ResponsesBody,
+        stream: ResponseStream,
+    ) -> None:
+        self._services = services
+        self._served = served
+        self._stored = stored
+        self._tenant = tenant
+        self._body = body
+        self._stream = stream
+
+    async def begin(self, ask: Ask) -> Generation | ContextLengthExceeded:
+        """Submit. A context that is too long is told in the stream: there clients know what to do."""
+        try:
+            return await Generation.begin(self._services, self._served, ask)
+        except ContextLengthExceeded as error:
+            return error
+
+    async def whole(self, generation: Generation) -> dict[str, Any]:
+        """The response in one piece."""
+        async with contextlib.aclosing(generation.events()) as events:
+            async for event in events:
+                if isinstance(event, End):
+                    for _ in self._stream.last(event):
+                        pass  # what is told in one piece has no events
+                    return await self._keep(event)
+                if event is not None:
+                    for _ in self._stream.delta(event):
+                        pass
+        raise AssertionError("a generation ended without its end")
+
+    async def frames(self, begun: Generation | ContextLengthExceeded) -> AsyncGenerator[str, None]:
+        """The response as a stream."""
+        stream = self._stream
+        for frame in _named(stream.first()):
+            yield frame
+        if isinstance(begun, ContextLengthExceeded):
+            for frame in _named(stream.failed(begun)):
+                yield frame
+            return
+        async with contextlib.aclosing(begun), contextlib.aclosing(begun.events()) as events:
+            try:
+                async for event in events:
+                    if event is None:
+                        yield sse.event("response.in_progress", stream.alive())
+                        continue
+                    if isinstance(event, End):
+                        last = list(stream.last(event))
+                        await self._keep(event)
+                        for frame in _named(last):
+                            yield frame
+                        continue
+                    for frame in _named(stream.delta(event)):
+                        yield frame
+            except DormouseError as error:
+                for frame in _named(stream.failed(error)):
+                    yield frame
+
+    async def _keep(self, end: End) -> dict[str, Any]:
+        """The finished response, which is stored before its client is told, unless it is not to be."""
+        response = self._stream.object(status_of(end), end)
+        if self._body.store is not False:
+            document = StoredResponse(response, _with_ids(self._body.items()))
+            await asyncio.to_thread(self._stored.put, self._tenant, document)
+        return response
+
+
+def _with_ids(items: Iterable[Item]) -> list[Item]:
+    return [{"id": f"item_{index}", **item} for index, item in enumerate(items)]
+
+
+def _named(events: Iterable[dict[str, Any]]) -> Iterable[str]:
+    return (sse.event(event["type"], event) for event in events)

@@ -1,0 +1,226 @@
+"""What clients of OpenAI's Responses send, and the conversation that it means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dormouse.api.chat_schema import output_format, tool_choice
+from dormouse.api.identity import Hints
+from dormouse.domain.conversation import Conversation, Message, Role, Tool, ToolCall
+from dormouse.domain.errors import InvalidRequest
+from dormouse.domain.requests import SamplingParams
+
+Item = dict[str, Any]
+
+_ROLES = {
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
+}
+_FREEFORM = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+"""A custom tool takes free text: a function of one string, as far as the model is concerned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """The tools that can be called, and how their calls are told to the client: `custom` ones as free text,
+    those of a namespace with its name. What a server would have to run itself is left out."""
+
+    tools: tuple[Tool, ...] = ()
+    custom: frozenset[str] = frozenset()
+    namespaces: Mapping[str, str] = field(default_factory=dict)
+
+
+class ResponsesBody(BaseModel):
+    """`POST /v1/responses`. Unknown fields and items of unknown types are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    input: str | list[Item] = Field(default_factory=list)
+    instructions: str | None = None
+    tools: list[Item] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    background: bool | None = None
+    truncation: str | None = None
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+    client_metadata: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise InvalidRequest, by name, for what would be silently missing."""
+        for name in ("conversation", "background"):
+            if getattr(self, name):
+                raise InvalidRequest(f"'{name}' is not supported by this server; leave it out", param=name)
+
+    def items(self) -> list[Item]:
+        """The input as items."""
+        if isinstance(self.input, str):
+            return [{"type": "message", "role": "user", "content": self.input}]
+        return self.input
+
+    def toolbox(self) -> Toolbox:
+        """The tools. Raises InvalidRequest for one without a name."""
+        return _toolbox(self.tools or ())
+
+    def conversation_after(self, past: Iterable[Item], toolbox: Toolbox) -> Conversation:
+        """The conversation of `past` items and this body's. Instructions are this request's alone."""
+        messages = [Message(Role.SYSTEM, self.instructions)] if self.instructions else []
+        messages += _messages([*past, *self.items()])
+        if not messages:
+            raise InvalidRequest("input is empty; send at least one item", param="input")
+        names = [tool.name for tool in toolbox.tools]
+        parallel = self.parallel_tool_calls is not False
+        return Conversation(
+            tuple(messages),
+            toolbox.tools,
+            tool_choice(self._choice(), names, parallel=parallel),
+            output_format((self.text or {}).get("format"), "text.format"),
+            self._variables(),
+        )
+
+    def sampling(self) -> SamplingParams:
+        """The sampling this body asks for."""
+        return SamplingParams(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of the answer at most; none at all to warm the cache."""
+        return 0 if (self.prompt_cache_options or {}).get("prewarm") else self.max_output_tokens
+
+    def hints(self) -> Hints:
+        """What the body says about who asks."""
+        return Hints(
+            bool(self.tools),
+            prompt_cache_key=self.prompt_cache_key,
+            user=self.user or self.safety_identifier,
+            client_metadata=self.client_metadata,
+        )
+
+    def _choice(self) -> str | dict[str, Any] | None:
+        if isinstance(self.tool_choice, dict) and self.tool_choice.get("type") == "custom":
+            return {"type": "function", "name": self.tool_choice.get("name")}
+        return self.tool_choice
+
+    def _variables(self) -> dict[str, Any]:
+        effort = (self.reasoning or {}).get("effort")
+        return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+
+
+def _toolbox(items: Iterable[Item], namespace: str | None = None) -> Toolbox:
+    tools: list[Tool] = []
+    custom: set[str] = set()
+    namespaces: dict[str, str] = {}
+    for item in items:
+        kind, name = item.get("type"), item.get("name")
+        if kind not in ("function", "custom", "namespace"):
+            continue
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest(f"a {kind} among the tools has no name", param="tools")
+        if kind == "namespace":
+            inner = _toolbox(item.get("tools") or (), name)
+            tools += inner.tools
+            custom |= inner.custom
+            namespaces |= inner.namespaces
+            continue
+        if namespace is not None:
+            namespaces[name] = namespace
+        description = str(item.get("description") or "")
+        if kind == "custom":
+            custom.add(name)
+            tools.append(Tool(name, description, _FREEFORM))
+        else:
+            schema = item.get("parameters") or {"type": "object", "properties": {}}
+            tools.append(Tool(name, description, schema, bool(item.get("strict"))))
+    return Toolbox(tuple(tools), frozenset(custom), namespaces)
+
+
+def _messages(items: Iterable[Item]) -> list[Message]:
+    """Items as messages: what the assistant thought, said and called in a row is one message."""
+    messages: list[Message] = []
+    for index, item in enumerate(items):
+        message = _message(item, f"input.{index}")
+        if message is None:
+            continue
+        last = messages[-1] if messages else None
+        if last is not None and last.role is message.role is Role.ASSISTANT:
+            messages[-1] = replace(
+                last,
+                text=last.text + message.text,
+                reasoning=last.reasoning + message.reasoning,
+                calls=last.calls + message.calls,
+            )
+        else:
+            messages.append(message)
+    return messages
+
+
+def _message(item: Item, where: str) -> Message | None:
+    match item.get("type", "message"):
+        case "message":
+            role = _ROLES.get(str(item.get("role")))
+            if role is None:
+                raise InvalidRequest(f"role '{item.get('role')}' is not known", param=f"{where}.role")
+            return Message(role, _text(item.get("content"), where))
+        case "function_call" | "custom_tool_call" as kind:
+            call_id, name = str(item.get("call_id") or item.get("id") or ""), str(item.get("name") or "")
+            arguments = str(item.get("arguments") or "{}")
+            if kind == "custom_tool_call":
+                arguments = json.dumps({"input": item.get("input") or ""}, ensure_ascii=False)
+            return Message(Role.ASSISTANT, calls=(ToolCall(call_id, name, arguments),))
+        case "function_call_output" | "custom_tool_call_output":
+            return Message(
+                Role.TOOL, _text(item.get("output"), where), call_id=str(item.get("call_id") or "")
+            )
+        case "reasoning":
+            parts = item.get("content") or item.get("summary") or ()
+            text = "".join(str(part.get("text") or "") for part in parts)
+            return Message(Role.ASSISTANT, reasoning=text) if text else None
+    return None
+
+
+def _text(content: Any, where: str) -> str:
+    """The text of a message or of a tool's output. Raises InvalidRequest for what the model cannot read."""
+    if isinstance(content, str) or content is None:
+        return content or ""
+    if not isinstance(content, list):
+        return json.dumps(content, ensure_ascii=False)
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("input_text", "output_text", "text"):
+            texts.append(str(part.get("text") or ""))
+        elif kind == "refusal":
+            texts.append(str(part.get("refusal") or ""))
+        else:
+            raise InvalidRequest(
+                f"content of type '{kind}' is not supported; send text", param=f"{where}.content.{number}"
+            )
+    return "".join(texts)

@@ -1,0 +1,67 @@
+"""From a conversation to the tokens of its prompt, for one tenant, with its past as it was generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dormouse.domain.blocks import Namespace
+from dormouse.domain.conversation import Conversation, Message
+from dormouse.domain.errors import InvalidRequest
+from dormouse.models.chat import ChatModel
+from dormouse.models.splicing import RememberedReply, conversation_keys, spliced
+from dormouse.store.block_store import BlockStore
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """`text` is what the template made, `keys` name the conversation after each message, `num_spliced` of the
+    `tokens` are those of replies as they were generated."""
+
+    text: str
+    tokens: tuple[int, ...]
+    keys: tuple[bytes, ...]
+    num_spliced: int
+
+
+class Prompter:
+    """Renders and tokenizes; blocking, for worker threads. Remembers replies in the tenant's namespace."""
+
+    def __init__(self, chat: ChatModel, store: BlockStore, namespace: Namespace) -> None:
+        self._chat = chat
+        self._store = store
+        self._namespace = namespace
+
+    def prepare(self, conversation: Conversation) -> Prompt:
+        """The prompt. Raises InvalidRequest when the template rejects the conversation."""
+        text = self._chat.render_conversation(conversation)
+        try:
+            spans = spliced(
+                conversation, text, self._chat.render_conversation, self._recall, self._chat.decode_reply
+            )
+        except InvalidRequest:
+            spans = [text]  # a template that minds what a message says is rendered once only
+        tokens: list[int] = []
+        num_spliced = 0
+        for span in spans:
+            if isinstance(span, str):
+                tokens += self._chat.encode(span, add_special_tokens=False)
+            else:
+                tokens += span
+                num_spliced += len(span)
+        return Prompt(text, tuple(tokens), tuple(conversation_keys(conversation.messages)), num_spliced)
+
+    def remember(self, prompt: Prompt, reply: Message, tokens: Sequence[int]) -> None:
+        """`tokens` were generated after `prompt` and shown as `reply`."""
+        before = prompt.keys[-1] if prompt.keys else b""
+        (key,) = conversation_keys([reply], before)
+        self._store.remember_reply(self._namespace, key, (int(bool(reply.reasoning)), *tokens))
+
+    def _recall(self, key: bytes) -> RememberedReply | None:
+        found = self._store.recall_reply(self._namespace, key)
+        if found is None:
+            return None
+        has_reasoning, *tokens = found
+        if tokens and tokens[-1] in self._chat.eos_token_ids:
+            tokens.pop()  # the template writes it
+        return RememberedReply(tuple(tokens), self._chat.decode_reply(tokens), bool(has_reasoning))
