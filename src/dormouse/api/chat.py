@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.chat_schema import ChatBody
 from dormouse.api.choices import Answer, Choices, total
@@ -39,11 +40,17 @@ def router(services: Services) -> APIRouter:
         samplings = body.samplings(top_logprobs=top, vocab_size=served.vocab_size)
         conversation = body.conversation()
         identity = identify(http.headers, body.hints(has_tools=bool(conversation.tools)))
-        ask = Ask(conversation, samplings[0], body.limit, identity, caller.tenant)
-        # Of several answers the first is the agent's.
-        others = [replace(ask, sampling=s, identity=replace(identity, agent=None)) for s in samplings[1:]]
-        choices = await Choices.begin(services, served, [ask, *others])
         rendering = _Rendering(served, body)
+        ask = Ask(
+            rendering.envelope.id,
+            conversation,
+            samplings[0],
+            body.limit,
+            identity,
+            caller.tenant,
+            call_of(http),
+        )
+        choices = await Choices.begin(services, served, [ask, *ask.others(samplings[1:])])
         if body.stream:
             return sse.stream(_frames(choices, rendering, body))
         answers = await unless_gone(http, choices.whole())

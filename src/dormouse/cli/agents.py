@@ -11,7 +11,7 @@ import httpx
 import typer
 
 from dormouse.api.agents import render_agent
-from dormouse.cli.options import Json, with_settings
+from dormouse.cli.options import Json, key_header, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, table
 from dormouse.domain.agents import DEFAULT_TENANT
 from dormouse.domain.errors import AgentNotFound, StoreLocked
@@ -21,7 +21,7 @@ from dormouse.store.block_store import BlockStore
 app = typer.Typer(help="List, show and remove agents.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The agent's name.")]
-_FLAGS = ("data_dir", "host", "port")
+_FLAGS = ("data_dir", "host", "port", "api_key")
 _COLUMNS = ("id", "model", "state", "tokens", "durable_tokens", "pinned", "used_at")
 _TIMEOUT_S = 60.0
 
@@ -118,7 +118,7 @@ def _source(settings: Settings) -> Iterator[_Folder | _Server]:
         store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
     except StoreLocked as locked:
         url = f"http://{settings.host}:{settings.port}"
-        with httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client:
+        with httpx.Client(base_url=url, headers=key_header(settings), timeout=_TIMEOUT_S) as client:
             try:
                 yield _Server(client)
             except httpx.TransportError as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from dormouse.cli.options import with_settings
+from dormouse.cli.options import key_header, with_settings
 from dormouse.cli.output import console, errors, fail, friendly_errors
 from dormouse.cli.transcript import Transcript
 from dormouse.domain.agents import check_agent_name
@@ -22,7 +22,7 @@ class ChatFailed(Exception):
     """The server refused or broke off; the message is its own."""
 
 
-@with_settings("host", "port")
+@with_settings("host", "port", "api_key")
 def chat(
     settings: Settings,
     agent: Annotated[str, typer.Argument(help="Name of the agent.")] = "me",
@@ -38,7 +38,7 @@ def chat(
         transcript = Transcript.open(check_agent_name(agent), fresh=fresh)
     base_url = f"http://{settings.host}:{settings.port}"
     timeout = httpx.Timeout(settings.request_timeout_s, connect=_CONNECT_TIMEOUT_S)
-    with httpx.Client(base_url=base_url, timeout=timeout) as client:
+    with httpx.Client(base_url=base_url, headers=key_header(settings), timeout=timeout) as client:
         try:
             body = {
                 "model": _model(client),
@@ -112,7 +112,10 @@ def _stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[str]:
 def _model(client: httpx.Client) -> str:
     """The model that the server serves."""
     try:
-        name: str = client.get("/v1/models").json()["data"][0]["id"]
+        answer = client.get("/v1/models")
+        if answer.is_error:
+            raise ChatFailed(answer.json()["error"]["message"])
+        name: str = answer.json()["data"][0]["id"]
     except (ValueError, LookupError, TypeError) as error:
         raise ChatFailed(f"what answers at {client.base_url} is no Dormouse server") from error
     return name

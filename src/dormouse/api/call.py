@@ -1,0 +1,98 @@
+"""One HTTP request as it is seen from outside: filled in by those who know, read when it has ended."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from fastapi import Request as HttpRequest
+
+from dormouse.api.caller import Caller
+from dormouse.api.errors import speaks_anthropic
+from dormouse.api.rate_limits import RateLimits
+from dormouse.domain.requests import Event, Failed, Finished, Request, TextDelta
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """An HTTP request. Times are seconds of the monotonic clock; `route` is the template, never the path,
+    which may hold names; `status` 0 is no answer at all."""
+
+    id: str
+    method: str
+    path: str
+    limits: RateLimits
+    traceparent: str | None = None
+    started_at: float = field(default_factory=time.monotonic)
+    ended_at: float = 0.0
+    caller: Caller = field(default_factory=lambda: Caller(is_admin=False))
+    route: str = "unmatched"
+    status: int = 0
+    request: Request | None = None
+    model: str | None = None
+    submitted_at: float = 0.0
+    pieces: list[float] = field(default_factory=list)
+    """When each piece of text left the engine."""
+    end: Finished | Failed | None = None
+
+    @property
+    def known_method(self) -> str:
+        """The method, if it is one of the usual: a label must not take any value that a client makes up."""
+        return self.method if self.method in _METHODS else "other"
+
+    @property
+    def dialect(self) -> str:
+        """Whose API the path belongs to."""
+        if speaks_anthropic(self.path):
+            return "anthropic"
+        for prefix, name in (("/v1/responses", "responses"), ("/v1/agents", "agents"), ("/v1/", "openai")):
+            if self.path.startswith(prefix):
+                return name
+        return "none"
+
+    @property
+    def outcome(self) -> str | None:
+        """How the generation ended: its finish reason, `failed`, or `aborted` when the client went away."""
+        if self.request is None:
+            return None
+        if self.end is None:
+            return "aborted"
+        return self.end.reason.value if isinstance(self.end, Finished) else "failed"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were computed or generated for it. Of a reply that was cut the usage is not known: its
+        whole prompt counts, and its pieces."""
+        if isinstance(self.end, Finished):
+            used = self.end.usage
+            return used.prompt_tokens - used.cached_tokens + used.completion_tokens
+        if self.request is None or not self.pieces:
+            return 0
+        return len(self.request.prompt) + len(self.pieces)
+
+    def observe(self, request: Request, model: str) -> Request:
+        """`request`, whose events will be noted here on their way to its sink.
+
+        To be called by each route that generates, right before it submits. Raises RateLimited.
+        """
+        self.limits.admit_agent(self.caller, request.agent)
+        self.request, self.model, self.submitted_at = request, model, time.monotonic()
+        return replace(request, sink=partial(self._pass, request))
+
+    def _pass(self, request: Request, event: Event) -> None:
+        """On the engine thread: a note, no more, and before anybody can see the event."""
+        if isinstance(event, TextDelta):
+            self.pieces.append(time.monotonic())
+        elif isinstance(event, Finished | Failed):
+            self.end = event
+        request.sink(event)
+
+
+def call_of(http: HttpRequest) -> Call:
+    """The call that the middleware made for this HTTP request."""
+    call = http.scope["state"]["call"]
+    assert isinstance(call, Call)
+    return call
