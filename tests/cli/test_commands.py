@@ -49,7 +49,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_every_named_command_exists() -> None:
     groups = {
-        "models": "import list",
+        "models": "import list swap",
         "agents": "ls show fork checkpoint checkpoints rollback sleep wake pin unpin export import rm",
         "store": "stats verify gc",
         "keys": "add list revoke",

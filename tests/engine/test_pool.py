@@ -55,6 +55,41 @@ def test_the_tail_of_a_freed_chain_is_evicted_first() -> None:
     assert pool.find(first.key) == head
 
 
+def test_cold_pages_are_evicted_before_warm_ones() -> None:
+    pool = Pool(3)
+    blocks = [link(ROOT, token) for token in range(3)]
+    for block in blocks:
+        pool.register(pool.allocate(), SPACE, block)
+    for block, warm in zip(blocks, (True, False, False), strict=True):
+        page = pool.find(block.key)
+        assert page is not None
+        pool.free(page, warm=warm)
+    pool.allocate()
+    pool.allocate()
+    assert pool.find(blocks[0].key) is not None
+    assert pool.find(blocks[1].key) is pool.find(blocks[2].key) is None
+    pool.check()
+
+
+def test_a_page_that_was_warm_once_stays_so_until_it_holds_something_else() -> None:
+    pool = Pool(2)
+    warm, cold = link(ROOT, 1), link(ROOT, 2)
+    pages = [pool.allocate(), pool.allocate()]
+    for page, block in zip(pages, (warm, cold), strict=True):
+        pool.register(page, SPACE, block)
+    pool.free(pages[0], warm=True)
+    pool.share(pages[0])
+    for page in pages:
+        pool.free(page)
+    assert pool.allocate() == pages[1]
+    assert pool.allocate() == pages[0]
+    pool.register(pages[0], SPACE, warm)
+    pool.register(pages[1], SPACE, cold)
+    for page in pages:
+        pool.free(page)
+    assert pool.allocate() == pages[0], "it was forgotten with its content"
+
+
 def test_sharing_keeps_an_idle_page_from_eviction() -> None:
     pool = Pool(2)
     page = pool.allocate()
@@ -120,11 +155,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.held.append(page)
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), warm=st.booleans())
+    def free(self, data: st.DataObject, warm: bool) -> None:
         page = data.draw(st.sampled_from(self.held))
         self.held.remove(page)
-        self.pool.free(page)
+        self.pool.free(page, warm=warm)
 
     @precondition(lambda self: any(p not in self.names for p in self.held))
     @rule(data=st.data(), token=st.integers(0, 2))

@@ -97,8 +97,8 @@ def swap(
         return
     how = "beside the old one" if result["beside"] else "after the old one"
     console.print(
-        f"{result['model']} is served after {result['seconds']:.1f} s ({how}); {result['cut_requests']} requests "
-        "did not finish in time.",
+        f"{result['model']} is served after {result['seconds']:.1f} s ({how}); "
+        f"{result['cut_requests']} requests did not finish in time.",
         markup=False,
         highlight=False,
     )
