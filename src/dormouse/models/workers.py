@@ -18,8 +18,9 @@ T = TypeVar("T")
 _CORES_PER_THREAD, _MOST_THREADS = 2, 4
 """A decode step waits at every product for the slowest of its threads: leave it cores without company."""
 
-_NICE = 5
-"""A prompt can wait a little, a step cannot. Not lower: a thread that never runs may hold Python's lock."""
+_NICE = 10
+"""A prompt can wait a little, a step cannot: it gets a tenth of a core that both want. Not less, since a
+thread that does not get to run may hold Python's lock."""
 
 
 class Workers:
