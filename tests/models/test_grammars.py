@@ -351,7 +351,9 @@ def test_strict_tools_are_refused_what_a_form_leaves_out(folder: ModelFolder) ->
 def test_a_grammar_that_gives_up_allows_nothing(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammars_module, "_LIMITS", LLParserLimits(step_max_items=1, verbose_errors=False))
     model = Model(folder, Hermes())
-    constraint = _some(model.grammars().constraint(Conversation(ASK, format=OutputFormat(NOW)), ""))
+    constraint = _some(
+        model.grammars().constraint(Conversation(ASK, format=OutputFormat(STOP.parameters)), "")
+    )
     # Not even the end: a reply that stops in the middle must not pass for a whole one.
     assert model.allowed(constraint) == []
     assert not constraint.took(model.end)
