@@ -29,6 +29,7 @@ from dormouse.store.block_store import BlockStore
 
 if TYPE_CHECKING:
     from dormouse.runtimes.torch.config import DecoderConfig
+    from dormouse.runtimes.torch.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class FolderLoader:
             # Torch takes seconds to import: meanwhile the tokenizer is read.
             from dormouse.runtimes.torch.preflight import check_folder
 
-            config = check_folder(folder.path)
+            config = check_folder(folder.path, _context(self._settings))
         cache = _cache_spec(self._settings, config)
         arena_nbytes = (self._settings.arena_tokens or 2 * cache.block_size) * cache.token_nbytes
         needed = int((folder.weights_nbytes + arena_nbytes) * _NEEDED_SHARE)
@@ -182,12 +183,11 @@ def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
     """The model in a runtime, with an arena of `settings.arena_tokens` or a default that fits."""
     # torch takes seconds to import: only what computes pays for it.
     from dormouse.runtimes.torch.config import DecoderConfig
-    from dormouse.runtimes.torch.context import Context
     from dormouse.runtimes.torch.fingerprint import DigestCache
     from dormouse.runtimes.torch.runtime import TorchRuntime
 
     config = DecoderConfig.from_hf(folder.config)
-    context = Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
+    context = _context(settings)
     _, context_length = context.fit(config)
     if context_length > config.context_length:
         log.warning(
@@ -231,6 +231,12 @@ def default_arena(cache: CacheSpec, context_length: int, weights_nbytes: int) ->
         )
     share = max(int(affordable * _DEFAULT_MEMORY_SHARE), min(affordable, full))
     return max(2 * cache.block_size, min(share, _DEFAULT_CONTEXTS * context_length))
+
+
+def _context(settings: Settings) -> Context:
+    from dormouse.runtimes.torch.context import Context
+
+    return Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
 
 
 def _cache_spec(settings: Settings, config: DecoderConfig) -> CacheSpec:
