@@ -83,6 +83,7 @@ def serving(
     around: Edge | None = None,
     *,
     max_running: int = 2,
+    max_queue: int = 2,
 ) -> Iterator[Service]:
     """A server over the data folder `data`; `around` is its edge."""
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
@@ -92,7 +93,7 @@ def serving(
         store=store,
         runtime=runtime,
         new_decoder=chat.decode_stream,
-        max_queue=2,
+        max_queue=max_queue,
         max_running=max_running,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)

@@ -120,7 +120,8 @@ class FolderLoader:
             # Torch takes seconds to import: meanwhile the tokenizer is read.
             from dormouse.runtimes.torch.preflight import check_folder
 
-            config = check_folder(folder.path, _context(self._settings))
+            config = check_folder(folder.path)
+            _context(self._settings).fit(config)
         cache = _cache_spec(self._settings, config)
         arena_nbytes = (self._settings.arena_tokens or 2 * cache.block_size) * cache.token_nbytes
         needed = int((folder.weights_nbytes + arena_nbytes) * _NEEDED_SHARE)
@@ -192,7 +193,7 @@ def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
     if context_length > config.context_length:
         log.warning(
             "context of %d tokens by %s rope scaling with factor %g: the model was trained for %d; words "
-            "become worse the further beyond that a context goes, and a little worse below",
+            "become worse the further a context goes beyond that, and somewhat worse below, too",
             context_length,
             settings.rope_scaling,
             settings.rope_factor or context_length / config.context_length,

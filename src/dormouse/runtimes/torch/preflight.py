@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from dormouse.runtimes.torch.config import DecoderConfig
-from dormouse.runtimes.torch.context import Context
 from dormouse.runtimes.torch.runtime import read_config
 from dormouse.runtimes.torch.weights import Checkpoint, check_tensors, weight_files
 
 
-def check_folder(folder: Path, context: Context) -> DecoderConfig:
+def check_folder(folder: Path) -> DecoderConfig:
     """The model's config, once its tensors are known to be what the decoder reads. No weights are loaded.
 
-    Raises UnsupportedModel, ModelFilesMissing, and ModelError for a context that it cannot have, as loading
-    would.
+    Raises UnsupportedModel and ModelFilesMissing, as loading would.
     """
     config = DecoderConfig.from_hf(read_config(folder))
-    context.fit(config)
     check_tensors(config, Checkpoint(weight_files(folder)).shapes)
     return config
