@@ -16,7 +16,6 @@ from tests.engine.test_speculation import QuotingRuntime
 from dormouse.api.edge import Edge
 from dormouse.api.metric_table import METRICS
 from dormouse.api.rate_limits import RateLimits
-from dormouse.models.swap_counts import SwapCounts
 from dormouse.runtimes.fake import FakeRuntime
 
 Values = dict[tuple[str, tuple[str, ...]], float]
@@ -43,13 +42,8 @@ def grown(before: Values, after: Values) -> set[str]:
 
 
 @pytest.fixture
-def swaps() -> SwapCounts:
-    return SwapCounts()
-
-
-@pytest.fixture
-def service(tmp_path: Path, runtime: FakeRuntime, swaps: SwapCounts) -> Iterator[Service]:
-    edge = Edge(swaps=swaps, limits=RateLimits(agent_requests_per_minute=2))
+def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
+    edge = Edge(limits=RateLimits(agent_requests_per_minute=2))
     with serving(tmp_path, runtime, edge) as service:
         yield service
 
@@ -130,7 +124,8 @@ def test_guesses_are_counted(service: Service) -> None:
     assert values["dormouse_drafted_tokens_total", ()] >= values["dormouse_accepted_tokens_total", ()] > 0
 
 
-def test_swaps_and_refusals_are_counted(service: Service, swaps: SwapCounts) -> None:
+def test_swaps_and_refusals_are_counted(service: Service) -> None:
+    swaps = service.host.swap_counts
     swaps.done(2.5)
     swaps.done(0.5)
     swaps.rolled_back()
