@@ -18,7 +18,7 @@ _CORES_PER_THREAD, _MOST_THREADS = 2, 4
 """A decode step waits at every product for the slowest of its threads: leave it cores without company."""
 
 _NICE = 10
-"""A prompt can wait a little, a step cannot: it gets a tenth of a core that both want. Not less, since a thread
+"""A prompt can wait a little, a step cannot: it gets a tenth of a core that both want. Not less: a thread
 that does not get to run may hold Python's lock."""
 
 
