@@ -65,9 +65,9 @@ def test_every_kind_of_answer_may_be_read_by_the_page(web: Service, monkeypatch:
     def broken(*_: object, **__: object) -> list[int]:
         raise RuntimeError("a bug")
 
-    answers = [web.chat(), web.chat("x" * 200_000), web.chat(n=3)]
+    answers = [web.chat(), web.chat("x" * 200_000), web.chat(n=99)]
     with monkeypatch.context() as patch:
-        patch.setattr(ChatModel, "render", broken)
+        patch.setattr(ChatModel, "render_conversation", broken)
         answers.append(web.chat())
     answers.append(web.chat())
     del web.http.headers["x-api-key"]

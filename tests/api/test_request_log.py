@@ -116,7 +116,7 @@ def test_probes_are_quiet_unless_they_fail(service: Service, lines: Lines) -> No
 
 def test_refusals_and_failures_have_lines(service: Service, lines: Lines) -> None:
     service.http.get("/v1/agents/nobody")
-    service.chat(n=3)
+    service.chat(n=99)
     line, other = lines.requests(2)
     assert (line["route"], line["status"], line["tenant"]) == ("/v1/agents/{name:path}", 404, "default")
     assert (other["status"], "outcome" in other) == (400, False)
@@ -186,7 +186,7 @@ def test_every_line_of_a_request_has_its_id(
         logging.getLogger("anything").warning("from a thread")
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(ChatModel, "render", talkative)
+    monkeypatch.setattr(ChatModel, "render_conversation", talkative)
     service.http.headers["x-request-id"] = "mine-2"
     assert service.chat().status_code == 500
     lines.requests(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
@@ -35,7 +34,9 @@ def router(services: Services) -> APIRouter:
         """Continue a conversation."""
         served = await services.host.serve(body.model)
         conversation = body.conversation()
+        message_id = anthropic_stream.new_message_id()
         ask = Ask(
+            message_id,
             conversation,
             body.sampling(),
             body.max_tokens,
@@ -44,7 +45,6 @@ def router(services: Services) -> APIRouter:
             call_of(http),
         )
         generation = await Generation.begin(services, served, ask)
-        message_id = anthropic_stream.new_message_id()
         sent = Sent(body.model, conversation, generation.prompt_keys)
         why = misses.why(caller.tenant, body.previous_message_id, sent)
         misses.remember(caller.tenant, message_id, sent)
@@ -63,7 +63,7 @@ def router(services: Services) -> APIRouter:
         """The exact length of the prompt, template and tools included."""
         served = await services.host.serve(body.model)
         prompter = prompter_of(services, served, caller.tenant)
-        prompt = await asyncio.to_thread(prompter.prepare, body.conversation())
+        prompt = await services.workers.run(prompter.prepare, body.conversation())
         return {"input_tokens": len(prompt.tokens)}
 
     return routes

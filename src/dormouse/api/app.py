@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from fastapi import FastAPI
 
 import dormouse
@@ -31,10 +34,17 @@ def create_app(
     by default everybody, and nobody."""
     around = around or edge.Edge()
     measured = metrics.Metrics(host, store, around.swaps, around.limits)
-    app = FastAPI(title="Dormouse", version=dormouse.__version__)
-    edge.install(app, around, measured, max_body_nbytes=max_body_nbytes)
-    errors.install(app)
     services = Services(host, store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        services.workers.close()
+
+    app = FastAPI(title="Dormouse", version=dormouse.__version__, lifespan=lifespan)
+    larger = {f"{agents.PREFIX}/import": store.quota_nbytes}
+    edge.install(app, around, measured, max_body_nbytes=max_body_nbytes, larger=larger)
+    errors.install(app)
     for dialect in (anthropic, chat, completions, responses, models):
         app.include_router(dialect.router(services))
     app.include_router(agents.router(host, store))

@@ -40,12 +40,17 @@ def router(services: Services) -> APIRouter:
         samplings = body.samplings(top_logprobs=top, vocab_size=served.vocab_size)
         conversation = body.conversation()
         identity = identify(http.headers, body.hints(has_tools=bool(conversation.tools)))
-        ask = Ask(conversation, samplings[0], body.limit, identity, caller.tenant, call_of(http))
-        # Of several answers the first is the agent's.
-        nobody = replace(identity, agent=None)
-        others = [replace(ask, sampling=s, identity=nobody, call=None) for s in samplings[1:]]
-        choices = await Choices.begin(services, served, [ask, *others])
         rendering = _Rendering(served, body)
+        ask = Ask(
+            rendering.envelope.id,
+            conversation,
+            samplings[0],
+            body.limit,
+            identity,
+            caller.tenant,
+            call_of(http),
+        )
+        choices = await Choices.begin(services, served, [ask, *ask.others(samplings[1:])])
         if body.stream:
             return sse.stream(_frames(choices, rendering, body))
         answers = await unless_gone(http, choices.whole())
@@ -61,7 +66,7 @@ class _Rendering:
     """The objects of one request's reply."""
 
     def __init__(self, served: ServedModel, body: ChatBody) -> None:
-        self.envelope = Envelope(served, body.model, "chatcmpl", includes_usage=body.includes_usage)
+        self.envelope = Envelope(served, "chatcmpl", includes_usage=body.includes_usage)
         self._served = served
         self._logprobs = bool(body.logprobs)
         self._num_calls: dict[int, int] = {}

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
@@ -42,11 +43,13 @@ class Edge:
     observers: tuple[Observer, ...] = ()
 
 
-def install(app: FastAPI, edge: Edge, metrics: Metrics, *, max_body_nbytes: int) -> None:
-    """Put the edge around the routes."""
+def install(
+    app: FastAPI, edge: Edge, metrics: Metrics, *, max_body_nbytes: int, larger: Mapping[str, int]
+) -> None:
+    """Put the edge around the routes. `larger` are the bounds of paths whose bodies are streamed."""
     # What is added last is the outermost.
     app.add_middleware(Unexpected)
-    app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes)
+    app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes, larger=larger)
     app.add_middleware(Access, keys=edge.keys, limits=edge.limits)
     if edge.cors_origins:
         # No credentials: keys come in headers, and cookies are not used.

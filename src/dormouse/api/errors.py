@@ -35,6 +35,7 @@ _TABLE: dict[type[Exception], Status] = {
     errors.ModelNotFound: Status(404, "invalid_request_error", "model_not_found"),
     errors.AgentNotFound: Status(404, "invalid_request_error", "agent_not_found"),
     errors.AgentExists: Status(409, "invalid_request_error", "agent_exists"),
+    errors.AgentBusy: Status(409, "invalid_request_error", "agent_busy"),
     errors.CheckpointNotFound: Status(404, "invalid_request_error", "checkpoint_not_found"),
     errors.ArchiveInvalid: Status(400, "invalid_request_error", "archive_invalid"),
     errors.ArchiveMismatch: Status(409, "invalid_request_error", "archive_mismatch"),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TypeVar
@@ -77,15 +77,24 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a dialect asks for: a conversation, or the tokens of a plain prompt. `max_tokens` None is as many
-    as there is room for. `call` is the HTTP request that is watched from outside, None where another
-    generation stands for it."""
+    as there is room for. `id` is the reply's as its client sees it. `call` is the HTTP request that is
+    watched from outside, None where another generation stands for it."""
 
+    id: str
     source: Conversation | tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int | None
     identity: Identity
     tenant: str
     call: Call | None = None
+
+    def others(self, samplings: Sequence[SamplingParams]) -> list[Ask]:
+        """The same, asked again; only the first of several answers is the agent's and is watched."""
+        nobody = replace(self.identity, agent=None)
+        return [
+            replace(self, id=uuid.uuid4().hex, sampling=sampling, identity=nobody, call=None)
+            for sampling in samplings
+        ]
 
 
 @dataclass(slots=True)
@@ -131,7 +140,7 @@ class Generation:
         limit = room if ask.max_tokens is None else min(ask.max_tokens, room)
         sampling = ask.sampling
         self._request = Request(
-            id=uuid.uuid4().hex,
+            id=ask.id,
             prompt=prepared.tokens,
             sampling=replace(sampling, max_tokens=limit, min_tokens=min(sampling.min_tokens, limit)),
             sink=self._sink,
@@ -151,7 +160,7 @@ class Generation:
 
         Raises InvalidRequest for what can never be answered, and what `Engine.submit` raises.
         """
-        prepared = await asyncio.to_thread(_prepare, services, served, ask)
+        prepared = await services.workers.run(_prepare, services, served, ask)
         return cls(services, served, ask, prepared)
 
     @property
@@ -270,7 +279,7 @@ class _Prepared:
 
 def prompter_of(services: Services, served: ServedModel, tenant: str) -> Prompter:
     """What makes prompts for one tenant of a model."""
-    return Prompter(served.chat, services.store, _namespace(served, tenant))
+    return Prompter(served.chat, services.store, tenant, _namespace(served, tenant))
 
 
 def _namespace(served: ServedModel, tenant: str) -> Namespace:
@@ -294,7 +303,7 @@ def _prepare(services: Services, served: ServedModel, ask: Ask) -> _Prepared:
         prompter,
         prompt,
         served.chat.reply_parser(ask.source, prompt.text),
-        None,
+        served.chat.constraint(ask.source, prompt.text),
         history,
         divergence(history, prompt.tokens),
     )

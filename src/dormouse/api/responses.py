@@ -40,6 +40,7 @@ def router(services: Services) -> APIRouter:
         toolbox = body.toolbox()
         stream = ResponseStream(body, toolbox)
         ask = Ask(
+            stream.id,
             body.conversation_after(past, toolbox),
             body.sampling(),
             body.limit,
@@ -62,7 +63,7 @@ def router(services: Services) -> APIRouter:
         past = await asyncio.to_thread(stored.past, caller.tenant, body.previous_response_id)
         conversation = body.conversation_after(past, body.toolbox())
         prompter = prompter_of(services, served, caller.tenant)
-        prompt = await asyncio.to_thread(prompter.prepare, conversation)
+        prompt = await services.workers.run(prompter.prepare, conversation)
         return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
     @routes.get("/{id}")

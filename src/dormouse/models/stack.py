@@ -22,7 +22,7 @@ from dormouse.models.loader import Candidate
 from dormouse.models.progress import Progress, no_progress
 from dormouse.models.served import ServedModel
 from dormouse.models.settling import resettle, settle, unsettle
-from dormouse.models.sources import check_name, list_models, resolve
+from dormouse.models.sources import has_model, list_models, resolve
 from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
@@ -103,7 +103,7 @@ class FolderLoader:
 
     def knows(self, name: str) -> bool:
         """See `Loader.knows`."""
-        return name in self._elsewhere or (check_name(name) and (self._settings.models_dir / name).is_dir())
+        return name in self._elsewhere or has_model(name, self._settings.models_dir)
 
     def models(self) -> list[ModelFolder]:
         """See `Loader.models`."""
@@ -143,14 +143,17 @@ class FolderLoader:
         # with more of them than cores it puts every barrier to sleep (decode was 1.5 times slower).
         with ThreadPoolExecutor(1) as loading:
             runtime = loading.submit(load_runtime, settings, folder).result()
-        options = EngineOptions(
-            token_budget=settings.step_tokens,
-            max_running=settings.max_running,
-            max_queue=settings.max_queue,
-            speculate=settings.speculation == "auto",
-            sync=settings.durability == "sync",
-        )
-        engine = Engine(runtime, self._store, chat.decode_stream, chat.eos_token_ids, options)
+        with ExitStack() as opened:
+            opened.callback(runtime.close)
+            options = EngineOptions(
+                token_budget=settings.step_tokens,
+                max_running=settings.max_running,
+                max_queue=settings.max_queue,
+                speculate=settings.speculation == "auto",
+                sync=settings.durability == "sync",
+            )
+            engine = Engine(runtime, self._store, chat.decode_stream, chat.eos_token_ids, options)
+            opened.pop_all()
         settle()
         if not self._is_in_models_dir(folder):
             self._elsewhere[folder.name] = folder
