@@ -56,6 +56,7 @@ class Service:
     store: BlockStore
     http: httpx.Client
     store_folder: Path
+    host: ModelHost
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """A chat completion with one user message; greedy, eight tokens, unless told otherwise."""
@@ -81,8 +82,6 @@ def serving(
     tmp_path: Path,
     runtime: FakeRuntime,
     around: Edge | None = None,
-    *,
-    max_running: int = 2,
 ) -> Iterator[Service]:
     """A server over the data folder `data`; `around` is its edge."""
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
@@ -93,12 +92,13 @@ def serving(
         runtime=runtime,
         new_decoder=chat.decode_stream,
         max_queue=2,
-        max_running=max_running,
+        max_running=2,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
-        app = create_app(ModelHost(served), store, max_body_nbytes=100_000, around=around)
+        host = ModelHost(served)
+        app = create_app(host, store, max_body_nbytes=100_000, around=around)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
-            yield Service(url, served, store, http, tmp_path / "data")
+            yield Service(url, served, store, http, tmp_path / "data", host)
 
 
 @contextmanager

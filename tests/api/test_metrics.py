@@ -16,7 +16,6 @@ from tests.engine.test_speculation import QuotingRuntime
 from dormouse.api.edge import Edge
 from dormouse.api.metric_table import METRICS
 from dormouse.api.rate_limits import RateLimits
-from dormouse.models.swap_counts import SwapCounts
 from dormouse.runtimes.fake import FakeRuntime
 
 Values = dict[tuple[str, tuple[str, ...]], float]
@@ -43,13 +42,8 @@ def grown(before: Values, after: Values) -> set[str]:
 
 
 @pytest.fixture
-def swaps() -> SwapCounts:
-    return SwapCounts()
-
-
-@pytest.fixture
-def service(tmp_path: Path, runtime: FakeRuntime, swaps: SwapCounts) -> Iterator[Service]:
-    edge = Edge(swaps=swaps, limits=RateLimits(agent_requests_per_minute=2))
+def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
+    edge = Edge(limits=RateLimits(agent_requests_per_minute=2))
     with serving(tmp_path, runtime, edge) as service:
         yield service
 
@@ -88,6 +82,14 @@ def test_a_request_moves_tokens_times_and_counts(service: Service) -> None:
     assert after["dormouse_pages", ("idle",)] + after["dormouse_pages", ("free",)] == 64
     assert after["dormouse_store_bytes", ("blocks",)] > 0
     assert after["dormouse_store_quota_bytes", ()] == 1 << 30
+
+
+def test_each_of_several_answers_counts(service: Service) -> None:
+    service.chat(n=3, temperature=1)
+    values = scrape(service)
+    assert values["dormouse_replies_total", ("length",)] == 3
+    assert values["dormouse_decode_seconds_count", ()] == 3
+    assert values["dormouse_time_to_first_token_seconds_count", ()] == 1
 
 
 def test_tokens_by_source(tmp_path: Path) -> None:
@@ -130,18 +132,13 @@ def test_guesses_are_counted(service: Service) -> None:
     assert values["dormouse_drafted_tokens_total", ()] >= values["dormouse_accepted_tokens_total", ()] > 0
 
 
-def test_swaps_and_refusals_are_counted(service: Service, swaps: SwapCounts) -> None:
-    swaps.done(2.5)
-    swaps.done(0.5)
-    swaps.rolled_back()
-    swaps.refused()
-    swaps.failed()
+def test_swaps_and_refusals_are_counted(service: Service) -> None:
+    service.host.num_swaps, service.host.num_failed_swaps = 2, 1
     for _ in range(3):
         service.chat(prompt_cache_key="a")
     values = scrape(service)
     swapped = {labels[0]: value for (name, labels), value in values.items() if name == "dormouse_swaps_total"}
-    assert swapped == {"done": 2, "refused": 1, "rolled_back": 1, "failed": 1}
-    assert values["dormouse_swap_seconds_total", ()] == 3.0
+    assert swapped == {"done": 2, "failed": 1}
     assert values["dormouse_rate_limited_total", ("agent_requests",)] == 1
     assert values["dormouse_rate_limited_total", ("key_requests",)] == 0
     assert values["dormouse_requests_total", ("openai", "POST", "/v1/chat/completions", "429")] == 1

@@ -108,6 +108,13 @@ def test_a_stream_has_a_line_when_it_has_ended(service: Service, lines: Lines) -
     assert (line["status"], line["generated_tokens"]) == (200, 8)
 
 
+def test_several_answers_are_added_up(service: Service, lines: Lines) -> None:
+    service.chat(n=3, temperature=1, prompt_cache_key="me")
+    (line,) = lines.requests(1)
+    assert (line["replies"], line["generated_tokens"], line["agent"]) == (3, 24, "me")
+    assert line["memory_tokens"] > 0, "the second and third found the prompt of the first"
+
+
 def test_probes_are_quiet_unless_they_fail(service: Service, lines: Lines) -> None:
     service.http.get("/health")
     service.http.get("/metrics")
@@ -170,7 +177,7 @@ def test_secrets_are_in_no_line(tmp_path: Path, lines: Lines, monkeypatch: pytes
             service.http.post("/v1/chat/completions", content=SECRET)
             service.http.get("/v1/models", params={"q": SECRET})
         with monkeypatch.context() as patch:
-            patch.setattr(ChatModel, "render", broken)
+            patch.setattr(ChatModel, "render_conversation", broken)
             service.chat(SECRET)
     requests = lines.requests(17)
     said = reply.json()["choices"][0]["message"]["content"]
