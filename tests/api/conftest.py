@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dormouse.api.app import create_app
 from dormouse.api.edge import Edge
-from dormouse.api.server import Server, bind
-from dormouse.engine.engine import Engine
+from dormouse.api.server import Server, Stoppable, bind
 from dormouse.models.chat import ChatModel
 from dormouse.models.chat_template import ChatTemplate
 from dormouse.models.host import ModelHost
@@ -102,15 +101,17 @@ def serving(
 
 
 @contextmanager
-def running(app: FastAPI, engine: Engine) -> Iterator[str]:
-    """The server in a thread of its own; ended at the end."""
+def running(
+    app: FastAPI, requests: Stoppable, load: Callable[[], Awaitable[None]] | None = None
+) -> Iterator[str]:
+    """The server in a thread of its own; ended at the end. With `load`, it is given while that goes on."""
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
     listener = bind("127.0.0.1", 0)
-    server = Server(app, engine, grace_s=0, on_ready=ready.put)
+    server = Server(app, requests, grace_s=0, on_ready=ready.put, load=load)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        yield ready.get(timeout=20)
+        yield ready.get(timeout=20) if load is None else "http://{}:{}".format(*listener.getsockname())
     finally:
         server.should_exit = True
         thread.join(20)

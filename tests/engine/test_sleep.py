@@ -191,10 +191,12 @@ def test_a_hung_read_is_given_up_and_its_page_kept(tmp_path: Path, monkeypatch: 
     with opened(tmp_path / "s", store=store, load_timeout_s=0.05) as client:
         again, finished = client.ask(TURNS[0], agent="a")
         assert (again, finished.usage.cached_tokens) == (text, 0)
-        assert client.engine.stats().pages_used == len(slow.held) > 0
+        stats = client.engine.stats()
+        assert stats.pages_used == stats.num_overdue == len(slow.held) > 0
         slow.release()
         third, _ = client.ask(TURNS[0] + "x", agent="a")
         assert third
+        assert client.engine.stats().num_overdue == 0
         assert store.flush()
 
 

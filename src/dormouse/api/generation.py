@@ -302,7 +302,7 @@ def _prepare(services: Services, served: ServedModel, ask: Ask) -> _Prepared:
         prompter,
         prompt,
         served.chat.reply_parser(ask.source, prompt.text),
-        None,
+        served.chat.constraint(ask.source, prompt.text),
         history,
         divergence(history, prompt.tokens),
     )

@@ -36,6 +36,7 @@ DormouseError
 │   └── BlockMissing
 ├── SwapFailed                   the new model could not be loaded; the old one is back if it could be
 ├── ModelOutputInvalid           the model computed NaN for this request; the others go on
+├── ConstraintBroken             a reply's grammar gave up; the others go on
 ├── CannotListen                 the address to serve on is not to be had
 ├── BadSettings                  flags, environment or file say what cannot be
 └── EngineDead                   the engine loop ended by an error of ours
@@ -188,6 +189,16 @@ class ModelOutputInvalid(DormouseError):
         super().__init__(
             "the model computed NaN for this request; try --dtype fp32, and check or download the "
             "model's weights again if it stays"
+        )
+
+
+class ConstraintBroken(DormouseError):
+    """The grammar of one reply allows no token any more, or gave up; the others go on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the reply cannot be kept to its format: the grammar became too complex or allows nothing more; "
+            "simplify the schema, or ask without it"
         )
 
 

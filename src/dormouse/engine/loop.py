@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from dormouse.domain.blocks import BlockKey, Namespace, Tokens
-from dormouse.domain.errors import AgentNotFound, DeadlineExceeded, DormouseError, ModelOutputInvalid
+from dormouse.domain.errors import (
+    AgentNotFound,
+    ConstraintBroken,
+    DeadlineExceeded,
+    DormouseError,
+    ModelOutputInvalid,
+)
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.plan import Chunk
 from dormouse.domain.requests import (
@@ -196,7 +202,7 @@ class EngineLoop:
             tokens=list(request.prompt),
             max_length=min(self.max_length, len(request.prompt) + params.max_tokens),
             deadline=deadline,
-            sampler=Sampler(params, request.prompt, self._eos),
+            sampler=Sampler(params, request.prompt, self._eos, request.constraint),
             detokenizer=Detokenizer(self._new_decoder(), params.stop),
             drafter=Drafter() if self._options.speculate else None,
             submitted_at=deadline - request.deadline_s,
@@ -303,6 +309,8 @@ class EngineLoop:
             self._saver.save_blocks(sequence, self._scheduler.computed(sequence, num_computed))
         if not growth.is_valid:
             self._fail(sequence, ModelOutputInvalid())
+        elif growth.is_broken:
+            self._fail(sequence, ConstraintBroken())
         elif growth.reason is not None:
             self._finish(sequence, growth.reason, growth.stop)
 

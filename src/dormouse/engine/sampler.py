@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dormouse.domain.constraint import Constraint
 from dormouse.domain.requests import SamplingParams, TokenLogprob
-from dormouse.engine import distribution
+from dormouse.engine import distribution, masks
 from dormouse.engine.distribution import Row, Rows
 
 _MIN_TEMPERATURE = 1e-5
 """Below it a division overflows, and nothing but the best token is likely anyway."""
 
+_NOTHING = -1
+"""In place of a token that a constraint does not let be."""
+
 
 class Sampler:
     """What the choice of one request's tokens depends on beside the logits.
 
-    `eos_token_ids` are held down until `min_tokens` were sampled, and always with `ignore_eos`.
+    `eos_token_ids` are held down until `min_tokens` were sampled, and always with `ignore_eos`, unless
+    `constraint` allows nothing else.
     """
 
     def __init__(
@@ -33,8 +38,10 @@ class Sampler:
         params: SamplingParams,
         prompt: Sequence[int],
         eos_token_ids: frozenset[int],
+        constraint: Constraint | None = None,
     ) -> None:
         self.params = params
+        self.constraint = constraint
         self._eos = np.fromiter(sorted(eos_token_ids), dtype=np.int64)
         seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         self._random = np.random.Generator(np.random.Philox(key=seed))
@@ -105,11 +112,13 @@ class Sampler:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """A token for each row. It counts if those drafted before it were chosen too, and `is_valid`: the
-    model computed numbers. `raw` has the logits of rows that ask for log probabilities."""
+    model computed numbers. `raw` has the logits of rows that ask for log probabilities, before any
+    constraint. At the rows in `broken` a constraint allowed nothing."""
 
     tokens: list[int]
     is_valid: list[bool]
     raw: dict[int, Row]
+    broken: frozenset[int] = frozenset()
 
     def logprob(self, row: int, top: int | None) -> TokenLogprob | None:
         """The log probability of a row's token, if it is asked for."""
@@ -119,21 +128,29 @@ class Choices:
 def choose(logits: Rows, wanted: Sequence[tuple[Sampler, Sequence[int]]]) -> Choices:
     """Sample every row of a step: for each sampler one row, and one more behind each of its drafted tokens.
 
-    Overwrites `logits`. Tells no sampler: what is taken of this is for the caller to say.
+    Overwrites `logits`. Tells no sampler: what is taken of this is for the caller to say. Only a constraint
+    is told here, as the next row depends on it; it takes what the caller will take, or the reply ends.
     """
     ids, peaks = distribution.best(logits)
     tokens: list[int] = ids.tolist()
     is_valid: list[bool] = np.isfinite(peaks).tolist()
     raw: dict[int, Row] = {}
     drawn: list[tuple[int, Sampler, float]] = []
+    broken: set[int] = set()
     first = 0
     for sampler, draft in wanted:
         rows = range(first, first + len(draft) + 1)
         first = rows.stop
         adjusts = sampler.changes_logits
         if sampler.params.top_logprobs is not None:
-            overwrites = adjusts or not sampler.is_greedy
+            overwrites = adjusts or not sampler.is_greedy or sampler.constraint is not None
             raw |= {row: logits[row].copy() if overwrites else logits[row] for row in rows}
+        if sampler.constraint is not None:
+            for row, token in zip(rows, _constrained(logits, rows, sampler, draft, is_valid), strict=False):
+                tokens[row] = token
+                if token == _NOTHING:
+                    broken.add(row)
+            continue
         if adjusts:
             for num_before, row in enumerate(rows):
                 sampler.adjust(logits[row], draft[:num_before])
@@ -150,4 +167,40 @@ def choose(logits: Rows, wanted: Sequence[tuple[Sampler, Sequence[int]]]) -> Cho
         )
         for row, token in zip(places, sampled, strict=True):
             tokens[row] = token
-    return Choices(tokens, is_valid, raw)
+    return Choices(tokens, is_valid, raw, frozenset(broken))
+
+
+def _constrained(
+    logits: Rows, rows: range, sampler: Sampler, draft: Sequence[int], is_valid: Sequence[bool]
+) -> Iterator[int]:
+    """The tokens of one reply's rows, in order: each row's constraint is known when the one before it is
+    chosen. Ends behind the first one that was drafted wrong, or with `_NOTHING`."""
+    constraint = sampler.constraint
+    assert constraint is not None
+    uniforms = [0.0] * len(rows) if sampler.is_greedy else sampler.uniforms(len(rows))
+    for row, drafted, uniform in zip(rows, (*draft, None), uniforms, strict=True):
+        if not is_valid[row]:
+            return
+        token = _choose_allowed(logits[row], sampler, constraint, draft[: row - rows.start], uniform)
+        if token == _NOTHING or not constraint.took(token):
+            yield _NOTHING
+            return
+        yield token
+        if token != drafted:
+            return
+
+
+def _choose_allowed(
+    row: Row, sampler: Sampler, constraint: Constraint, drafted: Sequence[int], uniform: float
+) -> int:
+    """The token of one row among those that the constraint allows."""
+    row += masks.penalty(constraint, len(row))
+    if sampler.changes_logits:
+        allowed = row.copy()
+        sampler.adjust(row, drafted)
+        if row.max() == -np.inf:
+            row[:] = allowed  # an end that was held down is all there is
+    best = int(row.argmax())
+    if row[best] == -np.inf:
+        return _NOTHING
+    return best if sampler.is_greedy else distribution.draw(row[None], [sampler.params], [uniform])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from dormouse.domain.blocks import ROOT, Link, Namespace, block_key
+from dormouse.domain.blocks import ROOT, Link, Namespace, Tokens, block_key
 from dormouse.domain.requests import Priority, Request, Timings, Usage
 from dormouse.engine.detokenizer import Detokenizer
 from dormouse.engine.drafts import Drafter
@@ -123,6 +123,11 @@ class Sequence:
             prefill_s=answered - woken,
             decode_s=now - answered,
         )
+
+    def forced(self) -> Tokens:
+        """Tokens that can only come next, by the reply's constraint: the best of guesses."""
+        constraint = self.request.constraint
+        return () if constraint is None else tuple(constraint.forced())
 
     def _link(self, start: int, end: int) -> Link:
         run = tuple(self.tokens[start:end])

@@ -1,11 +1,17 @@
-"""A change of the served model, as it can be watched."""
+"""Changes of the served model: one at a time, each as it can be watched."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import threading
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
@@ -67,6 +73,7 @@ class Change:
 
     def describe(self) -> dict[str, Any]:
         """For the admin routes."""
+        what, done, total = self.progress or ("", 0, 0)
         return {
             "from": self.source,
             "to": self.target,
@@ -75,5 +82,59 @@ class Change:
             "cut_requests": self.num_cut,
             "seconds": round(self.seconds, 3),
             "phases": {phase: round(seconds, 3) for phase, seconds in self._took.copy().items()},
+            "progress": {"what": what, "done": done, "total": total} if what else None,
             "error": self.error,
         }
+
+
+class Changes:
+    """Runs changes to their end, whoever waits for them. Of the event loop, but for `wait_for_end`."""
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        """`on_end` is called after each of them."""
+        self.last: Change | None = None
+        self.num_done = 0
+        self.num_failed = 0
+        self._on_end = on_end
+        self._task: asyncio.Task[None] | None = None
+        self._has_ended = threading.Event()
+        self._has_ended.set()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether one is in progress."""
+        return self.last is not None and not self.last.has_ended
+
+    async def run(self, change: Change, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of `change`, also when the caller is cancelled. Raises what it raises."""
+        self.last = change
+        self._has_ended.clear()
+        self._task = asyncio.create_task(self._to_the_end(change, work))
+        # Its error is logged; nobody may be left who takes it.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._task)
+
+    async def end(self) -> None:
+        """Return when none is in progress."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def wait_for_end(self, timeout_s: float) -> bool:
+        """For other threads: block until none is in progress; False when that took too long."""
+        return self._has_ended.wait(timeout_s)
+
+    async def _to_the_end(self, change: Change, work: Coroutine[Any, Any, None]) -> None:
+        is_swap = change.source is not None
+        try:
+            await work
+            change.turn(Phase.DONE)
+            self.num_done += is_swap
+            log.info("'%s' is served after %.1f s", change.target, change.seconds)
+        except BaseException as error:
+            change.fail(error)
+            self.num_failed += is_swap
+            log.error("'%s' is not served: %s", change.target, error)
+            raise
+        finally:
+            self._has_ended.set()
+            self._on_end()

@@ -9,12 +9,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from dormouse.domain.constraint import Constraint
 from dormouse.domain.conversation import Conversation
 from dormouse.domain.errors import InvalidRequest, ModelError
 from dormouse.models.chat_template import ChatTemplate, Message
 from dormouse.models.decode_stream import DecodeStream, decoder_of
 from dormouse.models.family import family_of
 from dormouse.models.folder import TOKENIZER, ModelFolder, read_json
+from dormouse.models.grammars import Grammars
 from dormouse.models.pieces import PieceEncoder
 from dormouse.models.rendering import template_messages
 from dormouse.models.reply_parser import ReplyParser
@@ -35,6 +37,7 @@ class ChatModel:
         marked = map(tokenizer.token_to_id, self._family.markers)
         shown = {token_id for token_id in marked if token_id is not None} - eos_token_ids
         self._decoder = decoder_of(tokenizer, shown)
+        self._grammars = Grammars(tokenizer, eos_token_ids, self._family)
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -126,6 +129,14 @@ class ChatModel:
     def reply_parser(self, conversation: Conversation, prompt_text: str) -> ReplyParser:
         """A reader of the reply to `conversation`, whose prompt is `prompt_text`."""
         return self._family.parser(conversation, prompt_text)
+
+    def constraint(self, conversation: Conversation, prompt_text: str) -> Constraint | None:
+        """What keeps the reply to `conversation` to its format, its tools and its choice of them; None
+        where there is nothing to keep to. Compiles: call it in a worker thread.
+
+        Raises InvalidRequest for a strict schema that cannot be enforced.
+        """
+        return self._grammars.constraint(conversation, prompt_text)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, after BOS where the tokenizer adds one and `add_special_tokens` is set.

@@ -141,14 +141,17 @@ class FolderLoader:
         # with more of them than cores it puts every barrier to sleep (decode was 1.5 times slower).
         with ThreadPoolExecutor(1) as loading:
             runtime = loading.submit(load_runtime, settings, folder).result()
-        options = EngineOptions(
-            token_budget=settings.step_tokens,
-            max_running=settings.max_running,
-            max_queue=settings.max_queue,
-            speculate=settings.speculation == "auto",
-            sync=settings.durability == "sync",
-        )
-        engine = Engine(runtime, self._store, chat.decode_stream, chat.eos_token_ids, options)
+        with ExitStack() as opened:
+            opened.callback(runtime.close)
+            options = EngineOptions(
+                token_budget=settings.step_tokens,
+                max_running=settings.max_running,
+                max_queue=settings.max_queue,
+                speculate=settings.speculation == "auto",
+                sync=settings.durability == "sync",
+            )
+            engine = Engine(runtime, self._store, chat.decode_stream, chat.eos_token_ids, options)
+            opened.pop_all()
         settle()
         if not self._is_in_models_dir(folder):
             self._elsewhere[folder.name] = folder

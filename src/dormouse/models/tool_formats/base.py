@@ -180,16 +180,14 @@ def raw_calls(value: Any, *argument_keys: str) -> tuple[RawCall, ...] | None:
     return calls if calls and len(calls) == len(values) else None
 
 
-def call_object(tool: Tool, arguments_key: str) -> Json:
-    """The JSON of one call, for a grammar."""
-    return Json(
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.name}, arguments_key: dict(tool.parameters)},
-            "required": ["name", arguments_key],
-            "additionalProperties": False,
-        }
-    )
+def call_object(tool: Tool, arguments_key: str) -> Form:
+    """The JSON of one call, for a grammar. The arguments' schema stays whole: it may refer to itself."""
+    return (Literal(f'{{"name": {dumps(tool.name)}, "{arguments_key}": '), arguments(tool), Literal("}"))
+
+
+def arguments(tool: Tool) -> Json:
+    """The arguments of a call: an object, also where the schema forgets to say so."""
+    return Json({"type": "object", **tool.parameters})
 
 
 def _refuse(constant: str) -> None:
