@@ -55,7 +55,6 @@ class Service:
     store: BlockStore
     http: httpx.Client
     store_folder: Path
-    host: ModelHost
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """A chat completion with one user message; greedy, eight tokens, unless told otherwise."""
@@ -94,10 +93,9 @@ def serving(
         max_running=2,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
-        host = ModelHost(served)
-        app = create_app(host, store, max_body_nbytes=100_000, around=around)
+        app = create_app(ModelHost(served), store, max_body_nbytes=100_000, around=around)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
-            yield Service(url, served, store, http, tmp_path / "data", host)
+            yield Service(url, served, store, http, tmp_path / "data")
 
 
 @contextmanager

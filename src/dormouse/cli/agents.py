@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 import typer
 
-from dormouse.api.agents import render_agent
+from dormouse.api.agent_rows import render_agent
 from dormouse.cli.options import Json, key_header, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, table
 from dormouse.domain.agents import DEFAULT_TENANT
@@ -77,10 +77,10 @@ class _Folder:
         self._store = store
 
     def list(self) -> list[dict[str, Any]]:
-        return [render_agent(agent, "asleep") for agent in self._store.agents(DEFAULT_TENANT)]
+        return [render_agent(agent, "asleep", self._store) for agent in self._store.agents(DEFAULT_TENANT)]
 
     def show(self, name: str) -> dict[str, Any]:
-        return render_agent(self._store.agent(DEFAULT_TENANT, name), "asleep")
+        return render_agent(self._store.agent(DEFAULT_TENANT, name), "asleep", self._store)
 
     def remove(self, name: str) -> None:
         self._store.delete_agent(DEFAULT_TENANT, name)

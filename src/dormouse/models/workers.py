@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -36,7 +37,8 @@ class Workers:
 
         If the caller is cancelled before its turn, the call is never made.
         """
-        call = partial(function, *args, **kwargs)
+        # With its context, so that log lines in there have the id of their request.
+        call = partial(copy_context().run, partial(function, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def close(self) -> None:
