@@ -63,7 +63,8 @@ class Call:
     traceparent: str | None = None
     started_at: float = field(default_factory=time.monotonic)
     ended_at: float = 0.0
-    caller: Caller = field(default_factory=lambda: Caller(is_admin=False))
+    caller: Caller | None = None
+    """None before anybody knows, and for good where no valid key came."""
     route: str = "unmatched"
     status: int = 0
     replies: list[Reply] = field(default_factory=list)
@@ -93,6 +94,7 @@ class Call:
 
         Raises RateLimited.
         """
+        assert self.caller is not None, "nobody generates without having been let in"
         self.limits.admit_agent(self.caller, request.agent)
         reply = Reply(request, model, time.monotonic())
         self.replies.append(reply)

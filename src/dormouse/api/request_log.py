@@ -18,8 +18,7 @@ _QUIET_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/health/
 
 def log_call(call: Call) -> None:
     """Log an ended call: text for people, the same as `fields` for programs."""
-    quiet = call.route in _QUIET_ROUTES and call.status < 400
-    level = logging.DEBUG if quiet else logging.INFO
+    level = logging.DEBUG if call.route in _QUIET_ROUTES else logging.INFO
     if log.isEnabledFor(level):
         fields = fields_of(call)
         log.log(level, "%s", _sentence(call, fields), extra={"fields": fields})
@@ -35,8 +34,8 @@ def fields_of(call: Call) -> dict[str, Any]:
         "route": call.route,
         "status": call.status,
         "dialect": call.dialect,
-        "tenant": call.caller.tenant,
-        "key": call.caller.key,
+        "tenant": call.caller.tenant if call.caller else None,
+        "key": call.caller.key if call.caller else None,
         "duration_s": round(call.ended_at - call.started_at, 6),
     }
     if call.first_text_at is not None:
