@@ -80,6 +80,9 @@ def serving(
     tmp_path: Path,
     runtime: FakeRuntime,
     around: Edge | None = None,
+    *,
+    max_running: int = 2,
+    max_queue: int = 2,
 ) -> Iterator[Service]:
     """A server over the data folder `data`; `around` is its edge."""
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
@@ -89,8 +92,8 @@ def serving(
         store=store,
         runtime=runtime,
         new_decoder=chat.decode_stream,
-        max_queue=2,
-        max_running=2,
+        max_queue=max_queue,
+        max_running=max_running,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
         app = create_app(ModelHost(served), store, max_body_nbytes=100_000, around=around)

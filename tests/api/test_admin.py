@@ -156,7 +156,7 @@ def test_only_admins_may_ask(site: Site, method: str, path: str) -> None:
 
     site.app.dependency_overrides[caller_of] = nobody
     answer = site.http.request(method, path, json={"model": "b"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_key_needed")
     assert site.host.served.name == "a"
 
 

@@ -50,7 +50,7 @@ def data(tmp_path: Path) -> Path:
 def test_every_named_command_exists() -> None:
     groups = {
         "models": "import list swap",
-        "agents": "ls show rm",
+        "agents": "ls show fork checkpoint checkpoints rollback sleep wake pin unpin export import rm",
         "store": "stats verify gc",
         "keys": "add list revoke",
         "bench": "prefill decode edit wake",
@@ -132,6 +132,42 @@ def test_agents_of_a_folder(data: Path) -> None:
     run("agents", "rm", "a/b", *folder)
     assert "No agents" in run("agents", "ls", *folder)
     assert "a/b" in run("agents", "show", "a/b", *folder, code=1)
+
+
+def act_on_agents(tmp_path: Path, *where: str) -> None:
+    """Every action on an agent a/b, whoever carries it out."""
+    tokens = json.loads(run("agents", "show", "a/b", "--json", *where))["tokens"]
+    assert f"after {tokens} tokens" in run("agents", "checkpoint", "a/b", "t", *where)
+    assert f"a/b@{tokens}" in run("agents", "fork", "a/b", "c", "--at", "t", *where)
+    assert [row["name"] for row in json.loads(run("agents", "checkpoints", "a/b", "--json", *where))] == ["t"]
+    assert f"after {tokens} tokens" in run("agents", "rollback", "a/b", "t", *where)
+    assert "No checkpoints" in run("agents", "checkpoints", "a/b", "--rm", "t", *where)
+    assert "no checkpoint" in run("agents", "rollback", "a/b", "t", *where, code=1)
+    assert "is pinned" in run("agents", "pin", "a/b", *where)
+    assert "not pinned" in run("agents", "unpin", "a/b", *where)
+    assert "a/b is" in run("agents", "sleep", "a/b", *where)
+    file = str(tmp_path / "ab.safetensors")
+    run("agents", "export", "a/b", file, *where)
+    assert "cannot be written" in run("agents", "export", "a/b", file, *where, code=1)
+    assert "is named" in run("agents", "import", file, *where, code=1)
+    assert f"d of model fake: {tokens} tokens" in run("agents", "import", file, "--name", "d", *where)
+    run("agents", "import", file, "--overwrite", *where)
+    assert {row["id"] for row in json.loads(run("agents", "ls", "--json", *where))} >= {"a/b", "c", "d"}
+    run("agents", "export", "nobody", str(tmp_path / "nobody"), *where, code=1)
+    assert not (tmp_path / "nobody").exists()
+
+
+def test_actions_on_agents_of_a_folder(data: Path, tmp_path: Path) -> None:
+    act_on_agents(tmp_path, "--data-dir", str(data))
+    assert "no server runs" in run("agents", "wake", "a/b", "--data-dir", str(data), code=1)
+
+
+def test_actions_on_agents_of_a_running_server(service: Service, tmp_path: Path) -> None:
+    service.chat("hello " * 10, prompt_cache_key="a/b")
+    service.store.flush()
+    where = ("--data-dir", str(tmp_path / "data"), "--port", service.url.rsplit(":", 1)[1])
+    act_on_agents(tmp_path, *where)
+    assert "blocks of c" in run("agents", "wake", "c", *where)
 
 
 def test_agents_of_a_running_server(service: Service, tmp_path: Path) -> None:

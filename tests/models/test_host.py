@@ -23,9 +23,11 @@ from dormouse.domain.errors import (
     SwapRefused,
     Unavailable,
 )
+from dormouse.domain.plan import Plan
 from dormouse.domain.requests import Finished
 from dormouse.models.aliases import Aliases
 from dormouse.models.host import HostOptions, ModelHost
+from dormouse.runtimes.base import Logits
 from dormouse.store.block_store import BlockStore
 
 BOTH_FIT = 10 * NEEDED_NBYTES
@@ -375,6 +377,24 @@ def test_when_nothing_loads_it_says_so_and_a_swap_helps(store: BlockStore) -> No
     in_loop(test)
 
 
+class Dying(NamedRuntime):
+    def forward(self, plan: Plan) -> Logits:
+        raise MemoryError(f"no room for {plan.num_tokens} tokens")
+
+
+def test_a_dead_engine_can_be_replaced(store: BlockStore) -> None:
+    loader = FakeLoader(store, make=lambda name: Dying(name, 8) if name == "a" else NamedRuntime(name, 64))
+
+    async def test() -> None:
+        async with hosting(loader) as host:
+            call = submit(host.served.engine)
+            assert "died" in str((await asyncio.to_thread(call.failed)).error)
+            await host.swap("b", 5.0)
+            assert (await ask(host, "b"))[0] == "b"
+
+    in_loop(test)
+
+
 def test_a_second_swap_is_refused_meanwhile(loader: FakeLoader) -> None:
     async def test() -> None:
         async with hosting(loader) as host:
@@ -462,6 +482,30 @@ def test_the_request_decides_and_nobody_starves(store: BlockStore, free: int) ->
             assert sorted(served) == sorted("abc" * 6)
             # Each turn serves all of its model's requests; without stays there would be one swap a request.
             assert host.num_swaps <= len(served)
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("free", [BOTH_FIT, ONE_FITS])
+def test_a_flood_on_one_model_does_not_starve_another(store: BlockStore, free: int) -> None:
+    loader = FakeLoader(store, free=free)
+    is_over = False
+
+    async def flood(host: ModelHost) -> int:
+        count = 0
+        while not is_over:
+            await ask(host, "a")
+            count += 1
+        return count
+
+    async def test() -> None:
+        nonlocal is_over
+        async with hosting(loader, auto_swap=True, stay_s=0.05, wait_s=WAIT_S) as host:
+            floods = [asyncio.create_task(flood(host)) for _ in range(4)]
+            for _ in range(3):
+                assert (await ask(host, "b"))[0] == "b"
+            is_over = True
+            assert all(await asyncio.gather(*floods))
 
     in_loop(test)
 

@@ -66,7 +66,7 @@ class _Rendering:
     """The objects of one request's reply."""
 
     def __init__(self, served: ServedModel, body: ChatBody) -> None:
-        self.envelope = Envelope(served, body.model, "chatcmpl", includes_usage=body.includes_usage)
+        self.envelope = Envelope(served, "chatcmpl", includes_usage=body.includes_usage)
         self._served = served
         self._logprobs = bool(body.logprobs)
         self._num_calls: dict[int, int] = {}

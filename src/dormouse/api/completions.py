@@ -64,7 +64,7 @@ class _Rendering:
     """The objects of one request's reply."""
 
     def __init__(self, served: ServedModel, body: CompletionBody, num_prompts: int) -> None:
-        self.envelope = Envelope(served, body.model, "cmpl", includes_usage=body.includes_usage)
+        self.envelope = Envelope(served, "cmpl", includes_usage=body.includes_usage)
         self._served = served
         self._logprobs = body.logprobs is not None
         self._num_prompts = num_prompts

@@ -44,7 +44,7 @@ class Edge:
 def install(
     app: FastAPI, edge: Edge, metrics: Metrics, *, max_body_nbytes: int, larger: Mapping[str, int]
 ) -> None:
-    """Put the edge around the routes; `larger` are the bounds of paths that take larger bodies."""
+    """Put the edge around the routes. `larger` are the bounds of paths whose bodies are streamed."""
     # What is added last is the outermost.
     app.add_middleware(Unexpected)
     app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes, larger=larger)
