@@ -47,7 +47,7 @@ def create_app(
     errors.install(app)
     for dialect in (anthropic, chat, completions, responses, models):
         app.include_router(dialect.router(services))
-    app.include_router(agents.router(host, store))
+    app.include_router(agents.router(services))
     app.include_router(health.router(host, store))
     app.include_router(admin.router(host, store))
     app.include_router(metrics.router(measured))

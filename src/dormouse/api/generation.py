@@ -204,9 +204,10 @@ class Generation:
 
     async def complete(self) -> End:
         """The end, with all of the answer. Raises the error of a reply that failed."""
-        async for event in self.events():
-            if isinstance(event, End):
-                return event
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, End):
+                    return event
         raise AssertionError("a generation ended without its end")
 
     async def aclose(self) -> None:
