@@ -33,7 +33,7 @@ def create_app(
     """All routes, each error in its envelope, bodies bounded. `around` is who may come in and who watches;
     by default everybody, and nobody."""
     around = around or edge.Edge()
-    measured = metrics.Metrics(host, store, host.swap_counts, around.limits)
+    measured = metrics.Metrics(host, store, around.limits)
     services = Services(host, store)
 
     @contextlib.asynccontextmanager
