@@ -53,7 +53,11 @@ def test_openai_chat_streams(gpt: openai.OpenAI) -> None:
 
 def test_openai_chat_takes_tool_results(gpt: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
-    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Bergen"}'}}
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city":"Bergen"}'},
+    }
     messages: Any = [{"role": "user", "content": QUESTION}]
     asked: Any = {"model": MODEL, "tools": [tool], "temperature": 0, "max_tokens": 16}
     first = gpt.chat.completions.create(messages=messages, **asked)
@@ -107,7 +111,10 @@ def test_anthropic_messages_stream_and_count(claude: anthropic.Anthropic) -> Non
     assert prompt_tokens(message.usage) == counted
     assert 0 < message.usage.output_tokens <= 16
     asked["messages"] += [
-        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}],
+        },
         {
             "role": "user",
             "content": [
