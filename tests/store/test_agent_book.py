@@ -33,7 +33,8 @@ from dormouse.domain.errors import (
     InvalidRequest,
     StoreError,
 )
-from dormouse.store.block_store import BlockStore, StoreOptions
+from dormouse.store.block_store import BlockStore
+from dormouse.store.options import StoreOptions
 
 TALK = list(range(100, 100 + 2 * BLOCK_SIZE + 5))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dormouse.api.rate_limits import RateLimits
 from dormouse.engine.loop import EngineStats
 from dormouse.models.swap_counts import SwapCounts
-from dormouse.store.block_store import StoreStats
+from dormouse.store.options import StoreStats
 
 _LATENCIES_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 _GAPS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
