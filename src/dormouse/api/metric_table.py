@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from dormouse.api.rate_limits import RateLimits
 from dormouse.engine.loop import EngineStats
 from dormouse.models.host import ModelHost
-from dormouse.store.block_store import StoreStats
+from dormouse.store.options import StoreStats
 
 _LATENCIES_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 _GAPS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
