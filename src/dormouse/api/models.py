@@ -34,7 +34,8 @@ def router(services: Services) -> APIRouter:
         meant, served = services.host.model_of(name), services.host.served
         if meant != served.name:
             raise ModelNotFound(
-                f"model '{meant}' is not served at the moment; ask it something", param="model"
+                f"model '{meant}' is on this machine but not served now; a request for it brings it",
+                param="model",
             )
         return _model(served)
 

@@ -106,4 +106,5 @@ def swap(
         f"{result['cut_requests']} requests did not finish in time.",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
