@@ -159,7 +159,9 @@ def test_sleep_gives_memory_back_and_changes_no_word(service: Service) -> None:
 def test_a_deleted_agent_is_found_nowhere(service: Service, tmp_path: Path) -> None:
     first = say(service, "a", "a secret " * 20)
     assert cached(first) == 0
+    service.store.put_document("default", "why", "a", b"{}")
     assert service.http.delete(f"{AGENTS}/a").status_code == 200
+    assert service.store.documents("default", "why") == []
     again = service.chat("a secret " * 20).json()
     assert cached(again) == 0, "neither in memory nor on disk"
     assert again["choices"] == first["choices"]

@@ -226,39 +226,28 @@ def test_importing_what_is_no_model(tmp_path: Path) -> None:
     run("models", "import", str(tmp_path / "missing.gguf"), code=2)
 
 
-def test_chat_streams_and_remembers(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_chat_streams_and_remembers(service: Service) -> None:
     port = service.url.rsplit(":", 1)[1]
     first = run("chat", "me", "--port", port, "--max-tokens", "5", "--temperature", "0", text="hello\n\n")
     assert len(first) > 5
     second = run("chat", "me", "--port", port, "--max-tokens", "5", text="again\n")
     assert "hello" in second
-    shown = service.http.get("/v1/agents/me").json()
-    assert shown["tokens"] > 30
-    fresh = run("chat", "me", "--port", port, "--new", text="")
-    assert "hello" not in fresh
-    (saved,) = (tmp_path / "state").rglob("*.json")
-    assert saved.stat().st_mode & 0o077 == 0
+    assert service.http.get("/v1/agents/me").json()["tokens"] > 30
+    assert len(service.http.get("/v1/agents/me/messages").json()["data"]) == 4
+    assert "hello" not in run("chat", "me", "--port", port, "--new", text="")
+    assert service.http.get("/v1/agents/me/messages").json()["data"] == []
 
 
-def test_a_refused_question_does_not_spoil_the_chat(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_a_refused_question_does_not_spoil_the_chat(service: Service) -> None:
     port = service.url.rsplit(":", 1)[1]
-    run("chat", "café", "--port", port, text="x" * 2000 + "\n", code=1)
-    run("chat", "café", "--port", port, "--max-tokens", "3", text="hello\n")
-    assert service.http.get("/v1/agents/café").json()["tokens"] < 100
-    (saved,) = (tmp_path / "state").rglob("*.json")
-    saved.write_text("{")
-    assert "--new" in run("chat", "café", "--port", port, code=1)
-    run("chat", "café", "--new", "--port", port, text="")
+    run("chat", "café/1", "--port", port, text="x" * 2000 + "\n", code=1)
+    run("chat", "café/1", "--port", port, "--max-tokens", "3", text="hello\n")
+    assert service.http.get("/v1/agents/café/1").json()["tokens"] < 100
 
 
-def test_chat_says_what_went_wrong(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_chat_says_what_went_wrong(service: Service) -> None:
     port = service.url.rsplit(":", 1)[1]
     assert "too long" in run("chat", "--port", port, text="x" * 2000 + "\n", code=1)
     assert "dormouse serve" in run("chat", "--port", "1", text="hello\n", code=1)
+    service.chat("hello", prompt_cache_key="theirs")
+    assert "client" in run("chat", "theirs", "--port", port, code=1)

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 from tests.models.test_reply_parser import FORMATS
 from tokenizers import Tokenizer
 
@@ -27,6 +28,7 @@ from dormouse.domain.conversation import (
     ToolMode,
 )
 from dormouse.domain.errors import InvalidRequest
+from dormouse.models import grammars as grammars_module
 from dormouse.models.decode_stream import decoder_of
 from dormouse.models.family import Family
 from dormouse.models.folder import TOKENIZER, ModelFolder
@@ -68,13 +70,17 @@ class Model:
     """A vocabulary with a family's ways; no weights."""
 
     def __init__(
-        self, folder: ModelFolder, tool_format: ToolFormat, thinking: ThinkingMarkers | None = None
+        self,
+        folder: ModelFolder,
+        tool_format: ToolFormat,
+        thinking: ThinkingMarkers | None = None,
+        end: str = "<|im_end|>",
     ) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder.path / TOKENIZER))
         self.family = Family(Accepts(), tool_format, thinking)
-        end = self.tokenizer.token_to_id("<|im_end|>")
-        assert end is not None
-        self.end: int = end
+        end_id = self.tokenizer.token_to_id(end)
+        assert end_id is not None
+        self.end: int = end_id
 
     def with_special(self) -> Model:
         """The same with a special token for each marker."""
@@ -340,6 +346,40 @@ def test_strict_tools_are_refused_what_a_form_leaves_out(folder: ModelFolder) ->
         Model(folder, QwenXml()).grammars().constraint(
             Conversation(ASK, (Tool("f", "", text, strict=True),)), ""
         )
+
+
+def test_a_grammar_that_gives_up_allows_nothing(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars_module, "_LIMITS", LLParserLimits(step_max_items=1, verbose_errors=False))
+    model = Model(folder, Hermes())
+    constraint = _some(
+        model.grammars().constraint(Conversation(ASK, format=OutputFormat(STOP.parameters)), "")
+    )
+    # Not even the end: a reply that stops in the middle must not pass for a whole one.
+    assert model.allowed(constraint) == []
+    assert not constraint.took(model.end)
+    assert list(constraint.forced()) == []
+
+
+def test_a_reply_may_go_on_from_the_clients_words(folder: ModelFolder) -> None:
+    model = Model(folder, Hermes())
+    grammars = model.grammars()
+    wanted = OutputFormat({"type": "array", "items": {"type": "boolean"}})
+
+    def begun(text: str) -> Conversation:
+        return Conversation((*ASK, Message(Role.ASSISTANT, text)), format=wanted, continues=True)
+
+    assert model.follows(_some(grammars.constraint(begun("[true, "), "")), "false]")
+    with pytest.raises(InvalidRequest, match="continues"):
+        grammars.constraint(begun("Well, "), "")
+
+
+def test_other_kinds_of_vocabulary(sentencepiece_folder: ModelFolder) -> None:
+    model = Model(sentencepiece_folder, Hermes(), end="</s>")
+    grammars = model.grammars()
+    asked = Conversation(ASK, format=OutputFormat(PAINT.parameters))
+    for seed in range(3):
+        text = model.walk(_some(grammars.constraint(asked, "")), seed)
+        jsonschema.validate(json.loads(text), PAINT.parameters)
 
 
 def _without(tool: Tool, keywords: frozenset[str]) -> Tool:

@@ -27,6 +27,7 @@ from dormouse.domain.plan import Plan
 from dormouse.domain.requests import Finished
 from dormouse.models.aliases import Aliases
 from dormouse.models.host import HostOptions, ModelHost
+from dormouse.models.swap_counts import SwapOutcome
 from dormouse.runtimes.base import Logits
 from dormouse.store.block_store import BlockStore
 
@@ -192,7 +193,7 @@ def test_an_agent_sleeps_over_a_swap_and_continues(store: BlockStore, free: int)
             # All but the last token, whose logits are wanted.
             assert end.usage.disk_tokens == end.usage.prompt_tokens - 1
             assert end.tokens[:8] == begun.tokens
-            assert host.num_swaps == 2
+            assert host.swap_counts.by_outcome()[SwapOutcome.DONE] == 2
             assert [served.name for served in loader.unloaded] == ["a", "b"]
 
     in_loop(test)
@@ -333,7 +334,7 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(
             assert host.is_serving
             assert not engine.is_stopping
             assert (await ask(host, "a"))[0] == "a"
-            assert host.num_failed_swaps == 1
+            assert host.swap_counts.by_outcome()[SwapOutcome.REFUSED] == 1
 
     in_loop(test)
 
@@ -349,6 +350,7 @@ def test_a_failed_load_brings_the_old_model_back_with_its_agents(store: BlockSto
             with pytest.raises(SwapFailed, match="no room for b") as failed:
                 await host.swap("b", 5.0)
             assert "'a'" in str(failed.value)
+            assert host.swap_counts.by_outcome()[SwapOutcome.ROLLED_BACK] == 1
             assert host.is_serving
             name, after = await ask(host, "a", agent="ada")
             assert (name, after.tokens) == ("a", before.tokens)
@@ -368,6 +370,7 @@ def test_when_nothing_loads_it_says_so_and_a_swap_helps(store: BlockStore) -> No
             with pytest.raises(SwapFailed, match="neither could 'a' again"):
                 await host.swap("b", 5.0)
             assert not host.is_serving
+            assert host.swap_counts.by_outcome()[SwapOutcome.FAILED] == 1
             with pytest.raises(Unavailable, match="no model is served"):
                 await host.serve("a")
             loader.failing = set()
@@ -481,7 +484,7 @@ def test_the_request_decides_and_nobody_starves(store: BlockStore, free: int) ->
             await asyncio.gather(*(client(host, name) for name in "abc"))
             assert sorted(served) == sorted("abc" * 6)
             # Each turn serves all of its model's requests; without stays there would be one swap a request.
-            assert host.num_swaps <= len(served)
+            assert host.swap_counts.by_outcome()[SwapOutcome.DONE] <= len(served)
 
     in_loop(test)
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from dormouse.api.services import Services
-from dormouse.domain.errors import InvalidRequest
+from dormouse.domain.errors import InvalidRequest, ModelNotFound
 from dormouse.models.served import ServedModel
 
 
@@ -27,7 +27,13 @@ def router(services: Services) -> APIRouter:
     @routes.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One model."""
-        return _model(await services.host.serve(name))
+        # Not `serve`: to look at a model is no reason to swap to it.
+        meant, served = services.host.model_of(name), services.host.served
+        if meant != served.name:
+            raise ModelNotFound(
+                f"model '{meant}' is not served at the moment; ask it something", param="model"
+            )
+        return _model(served)
 
     @routes.post("/embeddings")
     async def embeddings() -> None:

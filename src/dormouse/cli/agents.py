@@ -196,8 +196,6 @@ def import_agent(
 def rm(settings: Settings, name: Name) -> None:
     """Forget an agent: its history, its checkpoints, and the blocks that only it has, which are overwritten.
 
-    What `dormouse chat` remembers of it stays with the chat: `dormouse chat NAME --new` forgets that.
-
     Example: dormouse agents rm me
     """
     with friendly_errors(), agent_source(settings) as source:

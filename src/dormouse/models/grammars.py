@@ -76,7 +76,7 @@ class Grammars:
             body, self._family.thinking, is_thinking=self._family.is_thinking(prompt_text)
         )
         try:
-            return GrammarConstraint(self._matcher(lark))
+            return GrammarConstraint(self._continued(self._matcher(lark), conversation))
         except InvalidRequest as error:
             if _is_strict(conversation):
                 raise
@@ -155,6 +155,17 @@ class Grammars:
 
     # -- compilation ---------------------------------------------------------------------------
 
+    def _continued(self, matcher: LLMatcher, conversation: Conversation) -> LLMatcher:
+        """The matcher behind the words that the reply goes on from."""
+        if conversation.continues:
+            begun = self._vocabulary().tokenize_str(conversation.messages[-1].text)
+            if matcher.try_consume_tokens(begun) < len(begun):
+                raise InvalidRequest(
+                    "the last message, which the reply continues, is not the beginning of what was asked for",
+                    param="messages",
+                )
+        return matcher
+
     def _matcher(self, grammar: str) -> LLMatcher:
         """A matcher at its start. Raises InvalidRequest when there is none, or not soon enough."""
         with self._lock:
@@ -188,7 +199,10 @@ class Grammars:
         """Made once: it takes a few tenths of a second."""
         with self._lock:
             if self._ll_tokenizer is None:
-                self._ll_tokenizer = LLTokenizer(self._tokenizer.to_str(), eos_token=self._eos or None)
+                try:
+                    self._ll_tokenizer = LLTokenizer(self._tokenizer.to_str(), eos_token=self._eos or None)
+                except ValueError as error:
+                    raise InvalidRequest(f"this model's replies cannot be constrained: {error}") from error
             return self._ll_tokenizer
 
 
@@ -202,8 +216,9 @@ class GrammarConstraint:
         """Set the bits of the tokens that may come next; none when the grammar is broken."""
         words = np.frombuffer(mask, np.int32)
         words[:] = 0
+        allowed = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
+        # Where it gave up, it would let the reply end in the middle.
         if not self._matcher.is_error():
-            allowed = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
             # The model's logits may have more columns than the vocabulary has tokens.
             count = min(len(allowed), len(words))
             words[:count] = allowed[:count]
