@@ -88,8 +88,7 @@ def _store_bytes(store: StoreStats) -> Values:
 
 
 def _swaps(host: ModelHost) -> Values:
-    for outcome, count in host.swap_counts.by_outcome().items():
-        yield outcome.value, count
+    return [(outcome.value, count) for outcome, count in host.swap_counts.by_outcome().items()]
 
 
 def _limited(limits: RateLimits) -> Values:
@@ -217,6 +216,13 @@ OF_STORE: tuple[Reading[StoreStats], ...] = (
 
 OF_HOST: tuple[Reading[ModelHost], ...] = (
     Reading("dormouse_swaps_total", "counter", "Model swaps by how they ended.", "outcome", _swaps),
+    Reading(
+        "dormouse_swap_seconds_total",
+        "counter",
+        "What the swaps that were done took, in all.",
+        "",
+        _one(lambda host: host.swap_counts.seconds),
+    ),
 )
 
 OF_LIMITS: tuple[Reading[RateLimits], ...] = (
