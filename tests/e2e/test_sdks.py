@@ -43,7 +43,8 @@ def test_openai_chat_streams(gpt: openai.OpenAI) -> None:
     asked: Any = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 24}
     whole = gpt.chat.completions.create(**asked)
     with gpt.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
-        final = [event for event in stream if event.type != "chunk"] and stream.get_final_completion()
+        assert {event.type for event in stream} >= {"chunk", "content.delta"}
+        final = stream.get_final_completion()
     assert final.choices[0].message.content == whole.choices[0].message.content
     assert final.choices[0].finish_reason == whole.choices[0].finish_reason
     assert final.usage
