@@ -225,7 +225,7 @@ class GrammarConstraint:
 
     def took(self, token: int) -> bool:
         """`token` came next. False when the grammar does not allow it or gave up."""
-        return self._matcher.consume_token(token)
+        return self._matcher.consume_token(token) and not self._matcher.is_error()
 
     def forced(self) -> Sequence[int]:
         """Tokens that can only come next."""
