@@ -13,3 +13,9 @@ from dormouse.settings import Settings
 def smollm2() -> ModelFolder:
     settings = Settings()
     return resolve("smollm2", settings.models_dir)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-golden", action="store_true", help="write tests/api/golden anew from what is rendered"
+    )

@@ -1,21 +1,26 @@
-"""Every setting, declared once: the flag, the environment variable and the documentation come from here."""
+"""Every setting, declared once: the flag, the environment variable, the name in the file and the
+documentation come from here. `cli/config.py` reads the sources and says which of them is wrong."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dormouse.domain.cache_spec import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, KVFormat
 
 ENV_PREFIX = "DORMOUSE_"
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+
 
 class Settings(BaseSettings):
-    """Flags win over the environment (`DORMOUSE_` and the name in capitals), which wins over the defaults."""
+    """Flags win over the environment (`DORMOUSE_` and the name in capitals), which wins over the file, which
+    wins over the defaults."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -112,7 +117,36 @@ class Settings(BaseSettings):
         20, gt=0, description="Bound on all bytes below the data folder, in GB (10^9 bytes)."
     )
     max_body_mb: float = Field(16, gt=0, description="Bound on a request's body, in MB (10^6 bytes).")
+    insecure: bool = Field(
+        False, description="Serve beyond the loopback address although no API key is set: for everybody."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Web origins whose pages may call the server, with commas between them; * is any."
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Bound on each API key's requests; more are answered with 429."
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="Bound on each API key's tokens, computed and generated; found ones are free."
+    )
+    agent_requests_per_minute: int | None = Field(
+        None, ge=1, description="Bound on each agent's generations; more are answered with 429."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people, or one JSON object a line for programs."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) for a trace of each request; "
+        "needs the extra `otel`.",
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        description="The API key that commands send to a running server. Better set as a variable: flags "
+        "are seen by all users of the machine.",
+    )
 
     @property
     def disk_quota_nbytes(self) -> int:
@@ -123,6 +157,23 @@ class Settings(BaseSettings):
     def max_body_nbytes(self) -> int:
         """`max_body_mb` in bytes."""
         return int(self.max_body_mb * 1e6)
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"'{origin}' is no origin; write it like http://localhost:3000, or * for any"
+                )
+        return value
 
     @field_validator("block_size")
     @classmethod
@@ -138,3 +189,7 @@ class Settings(BaseSettings):
                 f"--arena-tokens {self.arena_tokens} is less than two blocks of {self.block_size}"
             )
         return self
+
+
+CLIENT_SETTINGS = frozenset({"api_key"})
+"""What only commands that talk to a server use; all others are flags of `dormouse serve`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from tests.engine.harness import opened
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dormouse.api.app import create_app
-from dormouse.api.server import Server, bind
-from dormouse.engine.engine import Engine
+from dormouse.api.edge import Edge
+from dormouse.api.server import Server, Stoppable, bind
 from dormouse.models.chat import ChatModel
 from dormouse.models.chat_template import ChatTemplate
 from dormouse.models.host import ModelHost
@@ -54,6 +54,8 @@ class Service:
     served: ServedModel
     store: BlockStore
     http: httpx.Client
+    store_folder: Path
+    host: ModelHost
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """A chat completion with one user message; greedy, eight tokens, unless told otherwise."""
@@ -70,6 +72,20 @@ def runtime(request: pytest.FixtureRequest) -> FakeRuntime:
 
 @pytest.fixture
 def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
+    with serving(tmp_path, runtime) as service:
+        yield service
+
+
+@contextmanager
+def serving(
+    tmp_path: Path,
+    runtime: FakeRuntime,
+    around: Edge | None = None,
+    *,
+    max_running: int = 2,
+    max_queue: int = 2,
+) -> Iterator[Service]:
+    """A server over the data folder `data`; `around` is its edge."""
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
     store = BlockStore.open(tmp_path / "data", quota_nbytes=1 << 30)
     with opened(
@@ -77,25 +93,28 @@ def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
         store=store,
         runtime=runtime,
         new_decoder=chat.decode_stream,
-        max_queue=2,
-        max_running=2,
+        max_queue=max_queue,
+        max_running=max_running,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
-        app = create_app(ModelHost(served), store, max_body_nbytes=100_000)
+        host = ModelHost(served)
+        app = create_app(host, store, max_body_nbytes=100_000, around=around)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
-            yield Service(url, served, store, http)
+            yield Service(url, served, store, http, tmp_path / "data", host)
 
 
 @contextmanager
-def running(app: FastAPI, engine: Engine) -> Iterator[str]:
-    """The server in a thread of its own; ended at the end."""
+def running(
+    app: FastAPI, requests: Stoppable, load: Callable[[], Awaitable[None]] | None = None
+) -> Iterator[str]:
+    """The server in a thread of its own; ended at the end. With `load`, it is given while that goes on."""
     ready: queue.SimpleQueue[str] = queue.SimpleQueue()
     listener = bind("127.0.0.1", 0)
-    server = Server(app, engine, grace_s=0, on_ready=ready.put)
+    server = Server(app, requests, grace_s=0, on_ready=ready.put, load=load)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        yield ready.get(timeout=20)
+        yield ready.get(timeout=20) if load is None else "http://{}:{}".format(*listener.getsockname())
     finally:
         server.should_exit = True
         thread.join(20)

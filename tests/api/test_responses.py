@@ -10,6 +10,8 @@ import openai
 import pytest
 from tests.api.conftest import Service
 
+from dormouse.runtimes.fake import FakeRuntime
+
 LONG = "the quick brown fox jumps over the lazy dog and then over the next one, " * 4
 
 
@@ -105,6 +107,7 @@ def test_what_is_not_to_be_stored_is_not(service: Service) -> None:
     assert service.http.get(f"/v1/responses/{body['id']}").status_code == 404
 
 
+@pytest.mark.parametrize("runtime", [lambda num_pages: FakeRuntime(8 * num_pages)], indirect=True)
 def test_what_codex_sends_is_accepted(service: Service) -> None:
     answer = ask(
         service,

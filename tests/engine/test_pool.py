@@ -26,6 +26,29 @@ def test_pages_come_back_when_freed() -> None:
     assert pool.allocate() == pages[1]
 
 
+def test_what_is_forgotten_is_found_no_more_and_stays_with_its_user() -> None:
+    pool = Pool(3)
+    first, second = link(ROOT, 1, 2), link(ROOT, 3)
+    after = link(first.key, 5)
+    for block in (first, second, after):
+        assert pool.register(pool.allocate(), SPACE, block)
+    assert set(pool.descendants([first.key])) == {first.key, after.key}
+    used, idle = pool.find(first.key), pool.find(after.key)
+    assert used is not None
+    assert idle is not None
+    pool.free(idle)
+    for page in (used, idle):
+        pool.forget(page)
+        pool.check()
+    assert (pool.find(first.key), pool.find(after.key), pool.num_used) == (None, None, 2)
+    assert pool.find(second.key) is not None
+    assert pool.match_head(SPACE, ROOT, (1, 2)) is None
+    assert pool.allocate() == idle
+    pool.free(used)
+    assert pool.allocate() == used, "a page that nobody finds is free, not idle"
+    pool.check()
+
+
 def test_a_registered_page_is_found_until_it_is_evicted() -> None:
     pool = Pool(2)
     page = pool.allocate()
@@ -53,6 +76,41 @@ def test_the_tail_of_a_freed_chain_is_evicted_first() -> None:
     pool.allocate()
     assert pool.find(second.key) is None
     assert pool.find(first.key) == head
+
+
+def test_cold_pages_are_evicted_before_warm_ones() -> None:
+    pool = Pool(3)
+    blocks = [link(ROOT, token) for token in range(3)]
+    for block in blocks:
+        pool.register(pool.allocate(), SPACE, block)
+    for block, warm in zip(blocks, (True, False, False), strict=True):
+        page = pool.find(block.key)
+        assert page is not None
+        pool.free(page, warm=warm)
+    pool.allocate()
+    pool.allocate()
+    assert pool.find(blocks[0].key) is not None
+    assert pool.find(blocks[1].key) is pool.find(blocks[2].key) is None
+    pool.check()
+
+
+def test_a_page_that_was_warm_once_stays_so_until_it_holds_something_else() -> None:
+    pool = Pool(2)
+    warm, cold = link(ROOT, 1), link(ROOT, 2)
+    pages = [pool.allocate(), pool.allocate()]
+    for page, block in zip(pages, (warm, cold), strict=True):
+        pool.register(page, SPACE, block)
+    pool.free(pages[0], warm=True)
+    pool.share(pages[0])
+    for page in pages:
+        pool.free(page)
+    assert pool.allocate() == pages[1]
+    assert pool.allocate() == pages[0]
+    pool.register(pages[0], SPACE, warm)
+    pool.register(pages[1], SPACE, cold)
+    for page in pages:
+        pool.free(page)
+    assert pool.allocate() == pages[0], "it was forgotten with its content"
 
 
 def test_sharing_keeps_an_idle_page_from_eviction() -> None:
@@ -120,11 +178,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.held.append(page)
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), warm=st.booleans())
+    def free(self, data: st.DataObject, warm: bool) -> None:
         page = data.draw(st.sampled_from(self.held))
         self.held.remove(page)
-        self.pool.free(page)
+        self.pool.free(page, warm=warm)
 
     @precondition(lambda self: any(p not in self.names for p in self.held))
     @rule(data=st.data(), token=st.integers(0, 2))

@@ -156,6 +156,10 @@ class FaultyOps(FileOps):
         self._before("fsync_folder", folder)
         super().fsync_folder(folder)
 
+    def wipe(self, path: Path) -> None:
+        self._before("wipe", path)
+        super().wipe(path)
+
     def unlink(self, path: Path) -> None:
         self._before("unlink", path)
         super().unlink(path)

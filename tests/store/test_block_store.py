@@ -35,7 +35,8 @@ from dormouse.domain.agents import AgentUpdate
 from dormouse.domain.blocks import ROOT, Link, namespace_of
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.domain.errors import AgentNotFound, BlockMissing, InvalidRequest, StoreError, StoreLocked
-from dormouse.store.block_store import BlockStore, StoreOptions
+from dormouse.store.block_store import BlockStore
+from dormouse.store.options import StoreOptions
 
 
 def test_a_block_comes_back_as_it_was_put(store: BlockStore) -> None:
@@ -330,7 +331,7 @@ def test_steps_come_in_the_order_that_survives_a_crash(open_store: OpenStore) ->
     assert set(steps[11:]) <= {"commit"}, "block and agent may share a transaction"
     ops.steps.clear()
     store.delete_agent("acme", "ada")
-    assert [step for step, _ in ops.steps] == ["commit", "unlink"]
+    assert [step for step, _ in ops.steps] == ["commit", "wipe", "unlink"]
 
 
 def test_a_second_owner_is_told_who_the_first_is(store: BlockStore, folder: Path) -> None:

@@ -1,81 +1,141 @@
-"""The agents of this server: list, show, delete."""
+"""`/v1/agents`: agents as things to make, look at, change, put to sleep and delete.
+
+Names may hold slashes. A path whose last part is an action (`domain.agents.AGENT_ACTIONS`) is that action of
+the agent named by what is before it; every other path is a name. Checkpoints are the one thing with a name
+behind the action. No agent is created with a name that would hide an action. Forks, checkpoints and
+files are in `agent_actions.py` and `agent_files.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from datetime import UTC, datetime
-from typing import Any
+import json
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
 
-from dormouse.domain.agents import DEFAULT_TENANT, Agent, check_agent_name
-from dormouse.domain.errors import AgentNotFound
-from dormouse.models.host import ModelHost
-from dormouse.models.served import ServedModel
-from dormouse.store.block_store import BlockStore
+from dormouse.api import agent_actions, agent_files, agent_messages
+from dormouse.api.agent_pages import Filter, page
+from dormouse.api.agent_rows import agent_row, render_agent
+from dormouse.api.caller import CallerParam
+from dormouse.api.services import Services
+from dormouse.api.transcripts import SETTINGS
+from dormouse.domain.agents import check_agent_name
+from dormouse.domain.cache_spec import KVFormat
+from dormouse.domain.errors import InvalidRequest
+from dormouse.models.agents import Agents, AgentState
+
+PREFIX = "/v1/agents"
+MAX_LIMIT = 1000
 
 
-def router(host: ModelHost, store: BlockStore) -> APIRouter:
-    """The routes. Names may hold slashes, so they end a path."""
-    routes = APIRouter(prefix="/v1/agents")
+class AgentBody(BaseModel):
+    """A new agent. `system`, `tools` and `settings` are kept for its conversations."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    system: str | None = None
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+    kv_format: KVFormat | None = None
+    pinned: bool = False
+    quota_bytes: int = Field(0, ge=0, lt=1 << 48)
+
+    def document(self) -> bytes:
+        """What is kept of it. Raises InvalidRequest when it is no Unicode."""
+        kept = {"system": self.system, "tools": self.tools, "settings": self.settings}
+        try:
+            return json.dumps(kept, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("the body has lone surrogates; send valid Unicode") from error
+
+
+class AgentPatch(BaseModel):
+    """What changes; the rest stays. `quota_bytes` 0 is no bound."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pinned: bool | None = None
+    quota_bytes: int | None = Field(None, ge=0, lt=1 << 48)
+
+
+def router(services: Services) -> APIRouter:
+    """All routes below `PREFIX`; actions come first, since a name matches any path."""
+    host, store = services.host, services.store
+    routes = APIRouter(prefix=PREFIX)
+    routes.include_router(agent_files.router(host, store))
+    routes.include_router(agent_actions.router(host, store))
+    routes.include_router(agent_messages.router(services))
+
+    def one(tenant: str, name: str) -> dict[str, Any]:
+        return agent_row(store.agent(tenant, name), host.served, store)
 
     @routes.get("")
-    async def list_agents() -> dict[str, Any]:
-        """All agents, the last used first."""
-        return {"object": "list", "data": await asyncio.to_thread(_rows, host.served, store)}
+    async def list_agents(
+        caller: CallerParam,
+        state: AgentState | None = None,
+        pinned: bool | None = None,
+        prefix: str = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+        after: str | None = None,
+    ) -> dict[str, Any]:
+        """Agents, the last used first; `next` of a page is `after` of the one that follows."""
+
+        def find() -> dict[str, Any]:
+            agents = Agents(host.served, store)
+            found = page(agents, store.agents(caller.tenant), Filter(state, pinned, prefix), limit, after)
+            rows = [render_agent(agent, str(where), store) for agent, where in found.agents]
+            return {"object": "list", "data": rows, "has_more": found.next is not None, "next": found.next}
+
+        return await asyncio.to_thread(find)
+
+    @routes.post("", status_code=201)
+    async def create_agent(body: AgentBody, caller: CallerParam) -> dict[str, Any]:
+        """An agent that has said nothing yet."""
+        served = host.served if body.model is None else await host.serve(body.model)
+        served_format = served.engine.runtime.cache.format
+        if body.kv_format not in (None, served_format):
+            raise InvalidRequest(
+                f"agents here are kept as {served_format}; start a server with --kv-format {body.kv_format}",
+                param="kv_format",
+            )
+
+        def create() -> dict[str, Any]:
+            documents = {SETTINGS: body.document()}
+            agent = Agents(served, store).create(
+                caller.tenant, body.name, documents, pinned=body.pinned, quota_nbytes=body.quota_bytes
+            )
+            return agent_row(agent, served, store)
+
+        return await asyncio.to_thread(create)
 
     @routes.get("/{name:path}")
-    async def show_agent(name: str) -> dict[str, Any]:
+    async def show_agent(name: str, caller: CallerParam) -> dict[str, Any]:
         """One agent."""
-        return await asyncio.to_thread(_row, host.served, store, check_agent_name(name))
+        return await asyncio.to_thread(one, caller.tenant, check_agent_name(name))
+
+    @routes.patch("/{name:path}")
+    async def change_agent(name: str, body: AgentPatch, caller: CallerParam) -> dict[str, Any]:
+        """Pin an agent, or bound its bytes."""
+
+        def change() -> dict[str, Any]:
+            store.admin.configure(
+                caller.tenant, check_agent_name(name), pinned=body.pinned, quota_nbytes=body.quota_bytes
+            )
+            return one(caller.tenant, name)
+
+        return await asyncio.to_thread(change)
 
     @routes.delete("/{name:path}")
-    async def delete_agent(name: str) -> dict[str, Any]:
-        """Forget an agent: its history, and the blocks that only it has."""
-        await asyncio.to_thread(store.delete_agent, DEFAULT_TENANT, check_agent_name(name))
+    async def delete_agent(name: str, caller: CallerParam) -> dict[str, Any]:
+        """Forget an agent: its history, its documents, and the blocks that only it has."""
+        await asyncio.to_thread(
+            lambda: Agents(host.served, store).delete(caller.tenant, check_agent_name(name))
+        )
+        services.decisions.forget(caller.tenant, name)
         return {"id": name, "object": "agent.deleted", "deleted": True}
 
     return routes
-
-
-def render_agent(agent: Agent, state: str) -> dict[str, Any]:
-    """An agent as the API shows it. `state`: awake, dozing (in part) or asleep."""
-    return {
-        "id": agent.id.name,
-        "object": "agent",
-        "model": agent.model,
-        "state": state,
-        "tokens": agent.num_tokens,
-        "durable_tokens": agent.durable_tokens,
-        "stored_bytes": agent.stored_nbytes,
-        "pinned": agent.pinned,
-        "created_at": _iso(agent.created_at),
-        "used_at": _iso(agent.used_at),
-    }
-
-
-def _rows(served: ServedModel, store: BlockStore) -> list[dict[str, Any]]:
-    rows = []
-    for agent in store.agents(DEFAULT_TENANT):
-        # One may be deleted while the others are listed.
-        with contextlib.suppress(AgentNotFound):
-            rows.append(render_agent(agent, _state(served, store, agent)))
-    return rows
-
-
-def _row(served: ServedModel, store: BlockStore, name: str) -> dict[str, Any]:
-    agent = store.agent(DEFAULT_TENANT, name)
-    return render_agent(agent, _state(served, store, agent))
-
-
-def _state(served: ServedModel, store: BlockStore, agent: Agent) -> str:
-    keys = store.chain(agent.id)
-    num_resident = sum(served.engine.is_resident(key) for key in keys)
-    if num_resident == 0:
-        return "asleep"
-    return "awake" if num_resident == len(keys) else "dozing"
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

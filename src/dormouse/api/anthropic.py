@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from dormouse.api import anthropic_stream, errors, sse
 from dormouse.api.anthropic_schema import MessagesBody, PromptBody
 from dormouse.api.anthropic_stream import MessageStream
+from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
 from dormouse.api.identity import identify
@@ -34,20 +34,22 @@ def router(services: Services) -> APIRouter:
         """Continue a conversation."""
         served = await services.host.serve(body.model)
         conversation = body.conversation()
+        message_id = anthropic_stream.new_message_id()
         ask = Ask(
+            message_id,
             conversation,
             body.sampling(),
             body.max_tokens,
             identify(http.headers, body.hints()),
             caller.tenant,
+            call_of(http),
         )
         generation = await Generation.begin(services, served, ask)
-        message_id = anthropic_stream.new_message_id()
         sent = Sent(body.model, conversation, generation.prompt_keys)
         why = misses.why(caller.tenant, body.previous_message_id, sent)
         misses.remember(caller.tenant, message_id, sent)
         if body.stream:
-            return sse.stream(_frames(generation, message_id, body.model, why))
+            return sse.stream(_frames(generation, message_id, body.model, why, call_of(http).id))
         end = await unless_gone(http, generation.complete())
         await generation.aclose()
         if end is None:
@@ -61,14 +63,14 @@ def router(services: Services) -> APIRouter:
         """The exact length of the prompt, template and tools included."""
         served = await services.host.serve(body.model)
         prompter = prompter_of(services, served, caller.tenant)
-        prompt = await asyncio.to_thread(prompter.prepare, body.conversation())
+        prompt = await services.workers.run(prompter.prepare, body.conversation())
         return {"input_tokens": len(prompt.tokens)}
 
     return routes
 
 
 async def _frames(
-    generation: Generation, message_id: str, model: str, why: Miss | None
+    generation: Generation, message_id: str, model: str, why: Miss | None, request_id: str
 ) -> AsyncGenerator[str, None]:
     stream = MessageStream(message_id, model, generation.served.engine.runtime.cache.block_size)
     async with contextlib.aclosing(generation), contextlib.aclosing(generation.events()) as events:
@@ -86,7 +88,7 @@ async def _frames(
         except DormouseError as error:
             # The status is long sent; an error event makes the SDKs raise, where a mere end of the
             # stream would pass for a dropped connection.
-            yield sse.event("error", errors.envelope(error, _PATH))
+            yield sse.event("error", errors.envelope(error, _PATH, request_id))
 
 
 def _named(events: Iterable[dict[str, Any]]) -> Iterable[str]:

@@ -51,9 +51,9 @@ def message(
         content.append({"type": "thinking", "thinking": end.reply.reasoning, "signature": _SIGNATURE})
     if end.reply.text:
         content.append({"type": "text", "text": end.reply.text})
-    content += [_tool_use(call, call.parsed()) for call in end.reply.calls]
+    content += [_tool_use(call, json.loads(_input_json(call))) for call in end.reply.calls]
     return {
-        **_message(id, model, content, usage(end.usage, block_size)),
+        **_message(id, model, content, _whole_usage(end, block_size)),
         "stop_reason": _REASONS[end.reason],
         "stop_sequence": end.stop,
         **({"diagnostics": diagnostics} if diagnostics is not None else {}),
@@ -87,9 +87,7 @@ class MessageStream:
         """The end of the last block and of the message."""
         yield from self._close()
         details = {"stop_reason": _REASONS[end.reason], "stop_sequence": end.stop}
-        used = usage(end.usage, self._block_size)
-        used |= {"output_tokens_details": {"thinking_tokens": end.reasoning_tokens}}
-        yield {"type": "message_delta", "delta": details, "usage": used}
+        yield {"type": "message_delta", "delta": details, "usage": _whole_usage(end, self._block_size)}
         yield {"type": "message_stop"}
 
     def _piece(self, piece: Piece) -> Iterator[Event]:
@@ -103,7 +101,7 @@ class MessageStream:
             case Called(call):
                 yield from self._close()
                 yield from self._switch("tool_use", _tool_use(call, {}))
-                yield self._block_delta({"type": "input_json_delta", "partial_json": call.arguments})
+                yield self._block_delta({"type": "input_json_delta", "partial_json": _input_json(call)})
                 yield from self._close()
 
     def _switch(self, kind: str, empty: dict[str, Any]) -> Iterator[Event]:
@@ -137,7 +135,20 @@ def _message(id: str, model: str, content: list[dict[str, Any]], used: dict[str,
     }
 
 
-def _tool_use(call: ToolCall, arguments: Any) -> dict[str, Any]:
-    # Their schema wants an object; what a model made of something else stays readable in it.
-    given = arguments if isinstance(arguments, dict) else {"arguments": json.dumps(arguments)}
+def _whole_usage(end: End, block_size: int) -> dict[str, Any]:
+    return usage(end.usage, block_size) | {
+        "output_tokens_details": {"thinking_tokens": end.reasoning_tokens},
+    }
+
+
+def _tool_use(call: ToolCall, given: dict[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": given}
+
+
+def _input_json(call: ToolCall) -> str:
+    """The arguments as the JSON object that clients insist on; what a model made of something else stays
+    readable in it."""
+    given = call.parsed()
+    if isinstance(given, dict):
+        return call.arguments or "{}"
+    return json.dumps({"arguments": call.arguments}, ensure_ascii=False)

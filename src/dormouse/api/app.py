@@ -1,27 +1,55 @@
-"""The application: the routes of all dialects over one host of models and its store."""
+"""The application: the routes of all dialects over one host of models and its store, behind the edge."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
 import dormouse
-from dormouse.api import admin, agents, anthropic, chat, completions, errors, health, models, responses, root
-from dormouse.api.limits import BodyLimit
+from dormouse.api import (
+    admin,
+    agents,
+    anthropic,
+    chat,
+    completions,
+    edge,
+    errors,
+    health,
+    metrics,
+    models,
+    responses,
+    root,
+)
 from dormouse.api.services import Services
 from dormouse.models.host import ModelHost
 from dormouse.store.block_store import BlockStore
 
 
-def create_app(host: ModelHost, store: BlockStore, *, max_body_nbytes: int) -> FastAPI:
-    """All routes, each error in its envelope, bodies bounded."""
-    app = FastAPI(title="Dormouse", version=dormouse.__version__)
-    app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes)
-    errors.install(app)
+def create_app(
+    host: ModelHost, store: BlockStore, *, max_body_nbytes: int, around: edge.Edge | None = None
+) -> FastAPI:
+    """All routes, each error in its envelope, bodies bounded. `around` is who may come in and who watches;
+    by default everybody, and nobody."""
+    around = around or edge.Edge()
+    measured = metrics.Metrics(host, store, around.limits)
     services = Services(host, store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        services.workers.close()
+
+    app = FastAPI(title="Dormouse", version=dormouse.__version__, lifespan=lifespan)
+    larger = {f"{agents.PREFIX}/import": store.quota_nbytes}
+    edge.install(app, around, measured, max_body_nbytes=max_body_nbytes, larger=larger)
+    errors.install(app)
     for dialect in (anthropic, chat, completions, responses, models):
         app.include_router(dialect.router(services))
-    app.include_router(agents.router(host, store))
+    app.include_router(agents.router(services))
     app.include_router(health.router(host, store))
     app.include_router(admin.router(host, store))
+    app.include_router(metrics.router(measured))
     app.include_router(root.router())
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.choices import Answer, Choices, total
 from dormouse.api.generation import CLIENT_GONE, Ask, Delta, End, unless_gone
@@ -38,15 +38,17 @@ def router(services: Services) -> APIRouter:
     async def completions(body: CompletionBody, http: HttpRequest, caller: CallerParam) -> Response:
         """Continue a text."""
         served = await services.host.serve(body.model)
-        prompts = await asyncio.to_thread(_encode, served, body.prompts())
+        prompts = await services.workers.run(_encode, served, body.prompts())
         identity = identify(http.headers, body.hints())
-        nobody = replace(identity, agent=None)
+        rendering = _Rendering(served, body, len(prompts))
         limit = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         samplings = body.samplings(top_logprobs=body.logprobs, vocab_size=served.vocab_size)
-        asks = [Ask(p, s, limit, nobody, caller.tenant) for p in prompts for s in samplings]
-        asks[0] = replace(asks[0], identity=identity)
+        reply_id = rendering.envelope.id
+        ask = Ask(reply_id, prompts[0], samplings[0], limit, identity, caller.tenant, call_of(http))
+        asks = [ask, *ask.others(samplings[1:])]
+        for prompt in prompts[1:]:
+            asks += replace(ask, source=prompt).others(samplings)
         choices = await Choices.begin(services, served, asks)
-        rendering = _Rendering(served, body, len(prompts))
         if body.stream:
             return sse.stream(_frames(choices, rendering))
         answers = await unless_gone(http, choices.whole())
@@ -62,7 +64,7 @@ class _Rendering:
     """The objects of one request's reply."""
 
     def __init__(self, served: ServedModel, body: CompletionBody, num_prompts: int) -> None:
-        self.envelope = Envelope(served, body.model, "cmpl", includes_usage=body.includes_usage)
+        self.envelope = Envelope(served, "cmpl", includes_usage=body.includes_usage)
         self._served = served
         self._logprobs = body.logprobs is not None
         self._num_prompts = num_prompts

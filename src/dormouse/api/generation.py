@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
+from dormouse.api.call import Call
 from dormouse.api.identity import Identity
 from dormouse.api.services import Services
 from dormouse.api.sink import PING_INTERVAL_S, Sink
@@ -76,13 +77,23 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a dialect asks for: a conversation, or the tokens of a plain prompt. `max_tokens` None is as many
-    as there is room for."""
+    as there is room for. `id` is the reply's as its client sees it, `call` the HTTP request that is watched
+    from outside, None for one that nobody sent."""
 
+    id: str
     source: Conversation | tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int | None
     identity: Identity
     tenant: str
+    call: Call | None = None
+
+    def others(self, samplings: Sequence[SamplingParams]) -> list[Ask]:
+        """The same, asked again; only the first of several answers is the agent's."""
+        nobody = replace(self.identity, agent=None)
+        return [
+            replace(self, id=uuid.uuid4().hex, sampling=sampling, identity=nobody) for sampling in samplings
+        ]
 
 
 @dataclass(slots=True)
@@ -115,7 +126,7 @@ class Generation:
     """A submitted request and the answer to it. Its `events` are read once; whoever began it closes it."""
 
     def __init__(self, services: Services, served: ServedModel, ask: Ask, prepared: _Prepared) -> None:
-        """Submits. Raises what `Engine.submit` raises."""
+        """Submits. Raises RateLimited, and what `Engine.submit` raises."""
         self._services = services
         self._served = served
         self._ask = ask
@@ -128,7 +139,7 @@ class Generation:
         limit = room if ask.max_tokens is None else min(ask.max_tokens, room)
         sampling = ask.sampling
         self._request = Request(
-            id=uuid.uuid4().hex,
+            id=ask.id,
             prompt=prepared.tokens,
             sampling=replace(sampling, max_tokens=limit, min_tokens=min(sampling.min_tokens, limit)),
             sink=self._sink,
@@ -138,15 +149,17 @@ class Generation:
             constraint=prepared.constraint,
             priority=ask.identity.priority,
         )
+        if ask.call is not None:
+            self._request = ask.call.observe(self._request, served.name)
         served.engine.submit(self._request)
 
     @classmethod
     async def begin(cls, services: Services, served: ServedModel, ask: Ask) -> Generation:
         """Render, tokenize, compile what constrains the answer, and submit.
 
-        Raises InvalidRequest for what can never be answered, and what `Engine.submit` raises.
+        Raises InvalidRequest for what can never be answered, RateLimited, and what `Engine.submit` raises.
         """
-        prepared = await asyncio.to_thread(_prepare, services, served, ask)
+        prepared = await services.workers.run(_prepare, services, served, ask)
         return cls(services, served, ask, prepared)
 
     @property
@@ -191,9 +204,10 @@ class Generation:
 
     async def complete(self) -> End:
         """The end, with all of the answer. Raises the error of a reply that failed."""
-        async for event in self.events():
-            if isinstance(event, End):
-                return event
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, End):
+                    return event
         raise AssertionError("a generation ended without its end")
 
     async def aclose(self) -> None:
@@ -265,7 +279,7 @@ class _Prepared:
 
 def prompter_of(services: Services, served: ServedModel, tenant: str) -> Prompter:
     """What makes prompts for one tenant of a model."""
-    return Prompter(served.chat, services.store, _namespace(served, tenant))
+    return Prompter(served.chat, services.store, tenant, _namespace(served, tenant))
 
 
 def _namespace(served: ServedModel, tenant: str) -> Namespace:
@@ -289,7 +303,7 @@ def _prepare(services: Services, served: ServedModel, ask: Ask) -> _Prepared:
         prompter,
         prompt,
         served.chat.reply_parser(ask.source, prompt.text),
-        None,
+        served.chat.constraint(ask.source, prompt.text),
         history,
         divergence(history, prompt.tokens),
     )

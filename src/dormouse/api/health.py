@@ -40,8 +40,7 @@ def diagnose(host: ModelHost, store: BlockStore) -> Diagnosis:
     found = Diagnosis()
     for reason in store.health():
         found.add(reason.code, reason.text)
-    if (free := store.free_nbytes()) < _DISK_FLOOR_NBYTES:
-        found.add("disk_low", f"{free} bytes are free on the disk of the data folder; free some")
+    _look_at_disk(store, found)
     if host.has_started:
         _look_at(host.served.engine, found)
     if host.change is not None and not host.change.has_ended:
@@ -103,6 +102,16 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
 
 def _probe(found: Diagnosis, is_good: bool) -> JSONResponse:
     return JSONResponse({"status": found.status, "reasons": found.reasons}, 200 if is_good else 503)
+
+
+def _look_at_disk(store: BlockStore, found: Diagnosis) -> None:
+    try:
+        free = store.free_nbytes()
+    except OSError as error:
+        found.add("disk_gone", f"the data folder cannot be looked at ({error}); bring it back")
+        return
+    if free < _DISK_FLOOR_NBYTES:
+        found.add("disk_low", f"{free} bytes are free on the disk of the data folder; free some")
 
 
 def _look_at(engine: Engine, found: Diagnosis) -> None:

@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import sse
+from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
 from dormouse.api.identity import identify
@@ -39,11 +40,13 @@ def router(services: Services) -> APIRouter:
         toolbox = body.toolbox()
         stream = ResponseStream(body, toolbox)
         ask = Ask(
+            stream.id,
             body.conversation_after(past, toolbox),
             body.sampling(),
             body.limit,
             identify(http.headers, body.hints()),
             caller.tenant,
+            call_of(http),
         )
         reply = _Reply(services, served, stored, caller.tenant, body, stream)
         if body.stream:
@@ -60,7 +63,7 @@ def router(services: Services) -> APIRouter:
         past = await asyncio.to_thread(stored.past, caller.tenant, body.previous_response_id)
         conversation = body.conversation_after(past, body.toolbox())
         prompter = prompter_of(services, served, caller.tenant)
-        prompt = await asyncio.to_thread(prompter.prepare, conversation)
+        prompt = await services.workers.run(prompter.prepare, conversation)
         return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
     @routes.get("/{id}")

@@ -53,7 +53,8 @@ class ResponseStream:
 
     def last(self, end: End) -> Iterator[Event]:
         """The end of the last item, and of the response."""
-        yield from self._close()
+        status = status_of(end)
+        yield from self._close(status)
         if end.reason is StopReason.CONTEXT_FULL:
             # Clients retry what is incomplete; what they have to do is to make room.
             error = {
@@ -62,11 +63,12 @@ class ResponseStream:
             }
             yield self._event("response.failed", response=self.object("failed", end, error))
             return
-        status = status_of(end)
         yield self._event(f"response.{status}", response=self.object(status, end))
 
     def failed(self, error: DormouseError) -> Iterator[Event]:
         """The end of a response by an error."""
+        if self._open is not None and "status" in self._open:
+            self._open["status"] = "incomplete"
         details = {"code": failure_code(error), "message": str(error)}
         yield self._event("response.failed", response=self.object("failed", None, details))
 
@@ -166,7 +168,7 @@ class ResponseStream:
             "response.output_item.added", output_index=len(self._output) - 1, item=_copy(self._open)
         )
 
-    def _close(self) -> Iterator[Event]:
+    def _close(self, status: str = "completed") -> Iterator[Event]:
         """End the open item; what is done says all of it again, as clients trust that alone."""
         if self._open is None:
             return
@@ -178,7 +180,7 @@ class ResponseStream:
             yield self._in_part(f"response.{kind}.done", text=part["text"], **extra)
             yield self._in_part("response.content_part.done", part=dict(part))
         if "status" in item:
-            item["status"] = "completed"
+            item["status"] = status
         yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=_copy(item))
         self._open = None
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 from dormouse.models.decisions import Decisions
 from dormouse.models.host import ModelHost
+from dormouse.models.workers import Workers
 from dormouse.store.block_store import BlockStore
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The models, the store, and what is remembered about requests."""
+    """The models, the store, what is remembered about requests, and the threads that make prompts."""
 
     host: ModelHost
     store: BlockStore
     decisions: Decisions = field(default_factory=Decisions)
+    workers: Workers = field(default_factory=Workers)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import dormouse
-from dormouse.cli import agents, bench, models, store
+from dormouse.cli import agents, bench, keys, models, store
 from dormouse.cli.chat import chat
 from dormouse.cli.doctor import doctor
 from dormouse.cli.output import console
@@ -27,6 +27,7 @@ app.command()(quality)
 app.command()(doctor)
 app.add_typer(agents.app, name="agents")
 app.add_typer(bench.app, name="bench")
+app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
 

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from pydantic import ValidationError
-from rich.logging import RichHandler
 
-from dormouse.cli.output import errors, fail
-from dormouse.settings import ENV_PREFIX, Settings
+from dormouse.cli.config import CONFIG_VARIABLE, flag_of, load_settings
+from dormouse.cli.output import fail
+from dormouse.domain.errors import BadSettings
+from dormouse.settings import Settings
+
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            envvar=CONFIG_VARIABLE,
+            show_envvar=False,
+            show_default=False,
+            dir_okay=False,
+            help="TOML file of settings; by default config.toml in the user's config folder, if it exists.",
+        ),
+    ],
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -22,8 +38,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the flags of these settings; its first parameter gets the `Settings`.
 
-    Flags that are not given come from the environment or the defaults; values out of range end the
-    command with a message each and exit code 2.
+    Flags that are not given come from the environment, the file of `--config` or the defaults; unknown
+    names and values out of range end the command with a message each and exit code 2.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,10 +48,10 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            chosen = {name: given.pop(name) for name in names}
-            command(_load(chosen), **given)
+            flags = {name: given.pop(name) for name in names}
+            command(_load(flags, given.pop("config")), **given)
 
-        signature = inspect.Signature([*own, *flags])
+        signature = inspect.Signature([*own, *flags, _CONFIG])
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
         return run
@@ -43,31 +59,26 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     return decorate
 
 
-def set_up_logging(level: str) -> None:
-    """Log to standard error, readable on a terminal."""
-    handler = RichHandler(console=errors, show_path=False, rich_tracebacks=True)
-    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler])
-    # A line a request from the libraries says nothing that our own lines do not.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+def key_header(settings: Settings) -> dict[str, str]:
+    """The header that carries the API key to a running server."""
+    return {"x-api-key": settings.api_key.get_secret_value()} if settings.api_key else {}
 
 
 def _parameter(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     alternatives = get_args(field.annotation) or (field.annotation,)
     # Choices stay text here: `Settings` names what is allowed when it refuses one.
-    kind: Any = next((kind for kind in (int, float, Path) if kind in alternatives), str)
-    flag = typer.Option(f"--{name.replace('_', '-')}", help=field.description, show_default=False)
+    kind: Any = next((kind for kind in (bool, int, float, Path) if kind in alternatives), str)
+    words = f"{flag_of(name)}/{flag_of(f'no_{name}')}" if kind is bool else flag_of(name)
+    flag = typer.Option(words, help=field.description, show_default=False)
     annotation = Annotated[kind | None, flag]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _load(flags: dict[str, Any]) -> Settings:
+def _load(flags: dict[str, Any], config: Path | None) -> Settings:
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            where = f"--{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}: " if name else ""
-            fail(f"{where}{problem['msg'].removeprefix('Value error, ')}")
+        return load_settings({name: value for name, value in flags.items() if value is not None}, config)
+    except BadSettings as error:
+        for problem in error.problems:
+            fail(problem)
         raise typer.Exit(2) from error

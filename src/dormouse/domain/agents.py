@@ -8,7 +8,12 @@ from dormouse.domain.blocks import BlockKey, Link, Namespace
 from dormouse.domain.errors import InvalidRequest
 
 MAX_NAME_LENGTH = 256
+MAX_TAG_LENGTH = 64
 DEFAULT_TENANT = "default"
+AGENT_ACTIONS = frozenset(
+    {"checkpoints", "export", "fork", "import", "messages", "rollback", "sleep", "wake", "why"}
+)
+"""Last parts of paths below an agent."""
 
 
 def check_agent_name(name: str) -> str:
@@ -26,6 +31,28 @@ def check_agent_name(name: str) -> str:
     if not name.isprintable():
         raise InvalidRequest("agent name has control characters; remove them", param="agent")
     return name
+
+
+def check_new_agent_name(name: str) -> str:
+    """`name` if an agent can be made with it. Raises InvalidRequest otherwise.
+
+    Names may hold slashes, so one that ends as the path of an action does would hide that action.
+    """
+    _, *rest = check_agent_name(name).split("/")
+    if rest and (rest[-1] in AGENT_ACTIONS or rest[-2:-1] == ["checkpoints"] or name.endswith("/")):
+        raise InvalidRequest(
+            f"agent names do not end in /{rest[-1]}, which is a path of the API; choose another", param="name"
+        )
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """`tag` if it can name a checkpoint. Raises InvalidRequest otherwise."""
+    if not tag or len(tag) > MAX_TAG_LENGTH or not tag.isprintable() or "/" in tag or tag in (".", ".."):
+        raise InvalidRequest(
+            f"a checkpoint's name has 1 to {MAX_TAG_LENGTH} printable characters and no slash", param="name"
+        )
+    return tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +87,8 @@ class Agent:
     """An agent as the catalog knows it. Times are Unix seconds.
 
     `durable_tokens` counts leading tokens whose KV is on disk, `stored_nbytes` the bytes of those blocks
-    (shared ones counted in full).
+    (shared ones counted in full). `parent` is the agent that it was forked from, after `parent_tokens`
+    tokens; empty for none. `quota_nbytes` bounds the blocks that only it has; 0 is no bound.
     """
 
     id: AgentId
@@ -72,3 +100,17 @@ class Agent:
     pinned: bool
     created_at: float
     used_at: float
+    parent: str = ""
+    parent_tokens: int = 0
+    quota_nbytes: int = 0
+    num_checkpoints: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state of an agent that was given a name, to go back to. `created_at` is in Unix seconds."""
+
+    tag: str
+    tip: BlockKey
+    num_tokens: int
+    created_at: float

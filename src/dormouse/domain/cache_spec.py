@@ -19,6 +19,7 @@ ALIGNMENT = 64
 GROUP_SIZES = (64, 32)
 MIN_BLOCK_SIZE = 16
 MAX_BLOCK_SIZE = 512
+_MAX_DIMENSION = 1 << 14
 DTYPE_NBYTES = {"F32": 4, "BF16": 2, "U32": 4, "U8": 1}
 """Names as safetensors spells them."""
 
@@ -156,6 +157,29 @@ class CacheSpec:
             f"heads={self.num_kv_heads} k={self.k_head_dim} v={self.v_head_dim} "
             f"group={self.group_size}"
         )
+
+    @classmethod
+    def parse(cls, fingerprint: str) -> CacheSpec:
+        """The spec with that fingerprint. Raises ValueError when there is none."""
+        version, _, rest = fingerprint.partition(" ")
+        name, *fields = rest.split(" ")
+        numbers = {key: int(value) for key, _, value in (field.partition("=") for field in fields)}
+        if not all(0 < number <= _MAX_DIMENSION for number in numbers.values()):
+            raise ValueError(f"{fingerprint!r} has numbers that no model has")
+        try:
+            spec = cls.for_heads(
+                KVFormat(name),
+                numbers["block"],
+                num_layers=numbers["layers"],
+                num_kv_heads=numbers["heads"],
+                k_head_dim=numbers["k"],
+                v_head_dim=numbers["v"],
+            )
+        except (KeyError, UnsupportedModel) as error:
+            raise ValueError(f"{fingerprint!r} describes no KV cache") from error
+        if version != "kv1" or spec.fingerprint() != fingerprint:
+            raise ValueError(f"{fingerprint!r} describes no KV cache of this version")
+        return spec
 
     @cached_property
     def _layout(self) -> tuple[tuple[tuple[Half, Half], ...], int]:

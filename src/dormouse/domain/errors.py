@@ -9,15 +9,19 @@ DormouseError
 │   ├── AgentNotFound
 │   ├── ResponseNotFound
 │   ├── AgentExists
+│   ├── AgentBusy
 │   ├── CheckpointNotFound
 │   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
 │   ├── ArchiveMismatch          it is of another model, format or block size
 │   ├── DocumentsFull            a bound on what is kept for good
-│   ├── Forbidden                the caller may not do this
 │   ├── SwapRefused              the new model cannot be served here; nothing was touched
-│   └── SwapInProgress           models are swapped one after the other
+│   ├── SwapInProgress           models are swapped one after the other
+│   ├── KeyNotFound
+│   ├── Unauthorized             no valid API key
+│   └── Forbidden                a valid key, which may not do this
 ├── Unavailable                  the request was fine; try again later
 │   ├── QueueFull
+│   ├── RateLimited              more than the key or the agent may ask
 │   ├── ShuttingDown
 │   ├── ModelSwapped             another model is served now; what was generated is saved
 │   └── DeadlineExceeded
@@ -32,13 +36,17 @@ DormouseError
 │   └── BlockMissing
 ├── SwapFailed                   the new model could not be loaded; the old one is back if it could be
 ├── ModelOutputInvalid           the model computed NaN for this request; the others go on
+├── ConstraintBroken             a reply's grammar gave up; the others go on
 ├── CannotListen                 the address to serve on is not to be had
+├── BadSettings                  flags, environment or file say what cannot be
 └── EngineDead                   the engine loop ended by an error of ours
 
 Every message says what happened and what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class DormouseError(Exception):
@@ -86,6 +94,10 @@ class AgentExists(RequestError):
     """The name is taken."""
 
 
+class AgentBusy(RequestError):
+    """The agent is replying; what was asked for would be undone by the end of the reply."""
+
+
 class CheckpointNotFound(RequestError):
     """The agent has no checkpoint of that name."""
 
@@ -106,16 +118,24 @@ class ResponseNotFound(RequestError):
     """No stored response of that id belongs to the caller."""
 
 
-class Forbidden(RequestError):
-    """The caller is known and may not do this."""
-
-
 class SwapRefused(RequestError):
     """The new model cannot be served here: unsupported, damaged or too large. Nothing was touched."""
 
 
 class SwapInProgress(RequestError):
     """Models are swapped one after the other; ask again when this swap has ended."""
+
+
+class KeyNotFound(RequestError):
+    """No API key of that id."""
+
+
+class Unauthorized(RequestError):
+    """No API key came with the request, or one that is not (any more) valid."""
+
+
+class Forbidden(RequestError):
+    """The key is valid, but what it asks for needs an admin key."""
 
 
 class Unavailable(DormouseError):
@@ -128,6 +148,10 @@ class Unavailable(DormouseError):
 
 class QueueFull(Unavailable):
     """The bounded queue of waiting requests is full."""
+
+
+class RateLimited(Unavailable):
+    """The key or the agent asks more often than it may."""
 
 
 class ShuttingDown(Unavailable):
@@ -168,6 +192,16 @@ class ModelOutputInvalid(DormouseError):
         )
 
 
+class ConstraintBroken(DormouseError):
+    """The grammar of one reply allows no token any more, or gave up; the others go on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the reply cannot be kept to its format: the grammar became too complex or allows nothing more; "
+            "simplify the schema, or ask without it"
+        )
+
+
 class StoreError(DormouseError):
     """The data folder cannot be used as it is."""
 
@@ -194,6 +228,14 @@ class BlockMissing(StoreError):
 
 class CannotListen(DormouseError):
     """The address is in use, not ours, or not allowed; choose another host or port."""
+
+
+class BadSettings(DormouseError):
+    """Settings that are unknown or out of range. `problems` has a line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
 
 
 class EngineDead(DormouseError):

@@ -99,6 +99,17 @@ class Priority(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Timings:
+    """How long a reply waited for its turn, for its blocks from the disk, for its first token, and how long
+    it went on from there; in seconds. What a preemption costs is in the phase that it interrupts."""
+
+    queued_s: float = 0.0
+    wake_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The reply is complete. `stop` is the matched stop string, if one ended it; `tokens` are the ids that
     were generated, the end-of-turn token included."""
@@ -107,6 +118,7 @@ class Finished:
     usage: Usage
     stop: str | None = None
     tokens: tuple[int, ...] = ()
+    timings: Timings = field(default=Timings(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

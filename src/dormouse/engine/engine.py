@@ -9,12 +9,15 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import TypeVar
 
 from dormouse.domain.blocks import BlockKey
 from dormouse.domain.errors import (
     ContextLengthExceeded,
+    DeadlineExceeded,
     DormouseError,
     EngineDead,
     InvalidRequest,
@@ -30,12 +33,15 @@ from dormouse.store.block_store import BlockStore
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _MAX_RETRY_AFTER_S = 60
 _REPLIES_REMEMBERED = 32
 _PACE_WINDOW_S = 60.0
 _UNKNOWN_PACE_S = 1.0
 """Seconds between the ends of replies, as long as none has ended lately."""
 
+_ANSWER_S = 30.0
 _MAX_WAIT_S = 3600.0
 """Timers do not take a wait of any length; to look once more an hour costs nothing."""
 
@@ -140,6 +146,32 @@ class Engine:
         """Whether the block is in the arena right now."""
         return self._loop.is_resident(key)
 
+    def num_replies(self, tenant: str, agent: str) -> int:
+        """How many requests of an agent are open. Waits; raises as `release` does."""
+        return self._ask(partial(self._loop.num_replies, tenant, agent))
+
+    def offer(self, keys: Sequence[BlockKey]) -> None:
+        """Have the store write those blocks in idle pages that it lacks. Raises as `release` does."""
+        self._ask(partial(self._loop.residence.offer, keys))
+
+    def release(self, keys: Sequence[BlockKey]) -> int:
+        """Free the idle pages of those blocks that are on disk; how many. Waits for the engine thread.
+
+        Raises DeadlineExceeded when it does not come to it, and why it has ended when it has.
+        """
+        return self._ask(partial(self._loop.residence.release, keys))
+
+    def abandon(self, tenant: str, agent: str) -> list[BlockKey]:
+        """Fail the open requests of an agent with AgentNotFound, and save nothing more of them.
+
+        Returned are their full blocks, which may be stored already. Waits; raises as `release` does.
+        """
+        return self._ask(partial(self._loop.abandon, tenant, agent))
+
+    def forget(self, keys: Collection[BlockKey]) -> int:
+        """Let no request match these blocks in memory, nor what follows them. Raises as `release` does."""
+        return self._ask(partial(self._loop.residence.forget, keys))
+
     def stats(self) -> EngineStats:
         """A snapshot for health and tools."""
         return self._loop.stats()
@@ -185,6 +217,27 @@ class Engine:
         interval = (now - recent[0]) / len(recent) if recent else _UNKNOWN_PACE_S
         self._promised_until = min(max(self._promised_until, now) + interval, now + _MAX_RETRY_AFTER_S)
         return max(1, math.ceil(self._promised_until - now))
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Have the engine thread run `question`, and wait for what it returns."""
+        answer: Future[T] = Future()
+
+        def reply() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:
+                answer.set_exception(error)
+                raise
+
+        with self._gate:
+            if self._ended:
+                assert self._closed is not None, "an ended engine says why"
+                raise self._closed
+            self._inbox.put(reply)
+        try:
+            return answer.result(_ANSWER_S)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the engine did not get to it within {_ANSWER_S:g} s; retry") from None
 
     def _post(self, message: Callable[[], None]) -> None:
         """Put a message into the inbox. An ended engine has nobody to read it, so it is dropped."""

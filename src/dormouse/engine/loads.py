@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from dormouse.domain.blocks import BlockKey, Link, Namespace
@@ -20,6 +21,7 @@ class Load:
 
     `shared`: the whole block is wanted, by any number of sequences, and will be registered; otherwise
     its head goes on in the private page of one sequence. `overdue` once nobody waits for it any more.
+    A secret one was deleted on its way: those who wait get it, and nobody finds it after that.
     """
 
     namespace: Namespace
@@ -29,6 +31,7 @@ class Load:
     shared: bool
     waiters: list[Sequence] = field(default_factory=list)
     overdue: bool = False
+    is_secret: bool = False
 
 
 class Loads:
@@ -93,15 +96,21 @@ class Loads:
             del self._shared[load.link.key]
         waiters, load.waiters = load.waiters, []
         if ok:
-            if load.shared:
+            if load.shared and not load.is_secret:
                 self._pool.register(load.page, load.namespace, load.link)
             for sequence in waiters:
                 if not self._waits(sequence):
                     sequence.state = State.RUNNING
+                    sequence.woken_at = sequence.woken_at or time.monotonic()
         elif self._store.contains(load.link.key):
             self._unreadable[load.link.key] = time.monotonic() + _RETRY_READ_S
         self._pool.free(load.page)
         return [] if ok else waiters
+
+    def forget_blocks(self, keys: Container[BlockKey]) -> None:
+        """Blocks that are on their way are not to be found when they come."""
+        for load in self._by_page.values():
+            load.is_secret |= load.link.key in keys
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence waits no more; what it waited for still comes."""

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from dormouse.domain.blocks import BlockKey, Namespace, Tokens
-from dormouse.domain.errors import DeadlineExceeded, DormouseError, ModelOutputInvalid
+from dormouse.domain.errors import (
+    AgentNotFound,
+    ConstraintBroken,
+    DeadlineExceeded,
+    DormouseError,
+    ModelOutputInvalid,
+)
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.plan import Chunk
 from dormouse.domain.requests import (
@@ -31,6 +37,7 @@ from dormouse.engine.drafts import Drafter
 from dormouse.engine.loads import Load
 from dormouse.engine.pool import Pool
 from dormouse.engine.reply import Growth, grow
+from dormouse.engine.residence import Residence
 from dormouse.engine.sampler import Sampler, choose
 from dormouse.engine.saver import Saver
 from dormouse.engine.scheduler import Scheduler
@@ -115,6 +122,7 @@ class EngineLoop:
             max_running=options.max_running,
             load_timeout_s=options.load_timeout_s,
         )
+        self.residence = Residence(self._pool, self._scheduler.loads, runtime, store)
         self._sequences: dict[str, Sequence] = {}
         self._unsynced: dict[str, tuple[float, Request, Finished]] = {}
         self._namespaces: dict[str, Namespace] = {}
@@ -194,9 +202,10 @@ class EngineLoop:
             tokens=list(request.prompt),
             max_length=min(self.max_length, len(request.prompt) + params.max_tokens),
             deadline=deadline,
-            sampler=Sampler(params, request.prompt, self._eos),
+            sampler=Sampler(params, request.prompt, self._eos, request.constraint),
             detokenizer=Detokenizer(self._new_decoder(), params.stop),
             drafter=Drafter() if self._options.speculate else None,
+            submitted_at=deadline - request.deadline_s,
         )
 
     def abort(self, request_id: str) -> bool:
@@ -205,6 +214,30 @@ class EngineLoop:
         if sequence is not None:
             self._retire(sequence, None)
         return sequence is not None
+
+    def num_replies(self, tenant: str, agent: str) -> int:
+        """Open requests of an agent."""
+        return len(self._of_agent(tenant, agent))
+
+    def abandon(self, tenant: str, agent: str) -> list[BlockKey]:
+        """End the replies of an agent that is being deleted, and save nothing more of them.
+
+        Their unfinished blocks are found no more. Returned are the full ones, which may be stored already.
+        """
+        keys: list[BlockKey] = []
+        for sequence in self._of_agent(tenant, agent):
+            del self._sequences[sequence.request.id]
+            keys += [link.key for link in sequence.links]
+            tail = self._scheduler.release(sequence)
+            if tail is not None:
+                self.residence.forget([tail.link.key])
+            error = AgentNotFound(f"agent {agent!r} was deleted while it replied", param="agent")
+            self._answer(sequence.request, Failed(error))
+        return keys
+
+    def _of_agent(self, tenant: str, agent: str) -> list[Sequence]:
+        requests = self._sequences.values()
+        return [s for s in requests if (s.request.tenant, s.request.agent) == (tenant, agent)]
 
     def step(self) -> bool:
         """One step; False when there was nothing to compute."""
@@ -257,6 +290,8 @@ class EngineLoop:
             growth = grow(sequence, draft, choices, first, self._eos) if chunk.num_logits else Growth()
             first += chunk.num_logits
             growths.append(growth)
+            if growth.num_tokens and sequence.answered_at is None:
+                sequence.answered_at = time.monotonic()
             if growth.text or growth.logprobs:
                 sequence.request.sink(TextDelta(growth.text, growth.logprobs))
         for (sequence, chunk, draft), growth in zip(planned, growths, strict=True):
@@ -274,12 +309,15 @@ class EngineLoop:
             self._saver.save_blocks(sequence, self._scheduler.computed(sequence, num_computed))
         if not growth.is_valid:
             self._fail(sequence, ModelOutputInvalid())
+        elif growth.is_broken:
+            self._fail(sequence, ConstraintBroken())
         elif growth.reason is not None:
             self._finish(sequence, growth.reason, growth.stop)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
         generated = tuple(sequence.tokens[sequence.num_prompt :])
-        finished = Finished(reason, sequence.usage(), stop, generated)
+        timings = sequence.timings(time.monotonic())
+        finished = Finished(reason, sequence.usage(), stop, generated, timings)
         request = sequence.request
         if self._retire(sequence, partial(self._post_durable, request.id)):
             deadline = time.monotonic() + self._options.sync_timeout_s
@@ -340,6 +378,6 @@ class EngineLoop:
     def _namespace(self, tenant: str) -> Namespace:
         if tenant not in self._namespaces:
             namespace = cache_namespace(self._runtime.spec, self._runtime.cache, tenant)
-            self._store.register(namespace, self._runtime.cache)
+            self._store.register(namespace, self._runtime.cache, self._runtime.spec.fingerprint)
             self._namespaces[tenant] = namespace
         return self._namespaces[tenant]

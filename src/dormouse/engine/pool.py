@@ -20,6 +20,7 @@ conversations.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from dormouse.domain.blocks import BlockKey, Link, Namespace, Tokens, common_prefix
 
@@ -127,6 +128,36 @@ class Pool:
             if best is None or length > best[2]:
                 best = (page, link, length)
         return best
+
+    def content(self, page: int) -> tuple[Namespace, Link]:
+        """What a registered page holds."""
+        return self._content[page]
+
+    def is_idle(self, page: int) -> bool:
+        """Whether the page holds a block that nobody uses right now."""
+        return self._references[page] == 0 and page in self._content
+
+    def forget(self, page: int) -> None:
+        """Nobody finds the content of this registered page any more; those who use it go on."""
+        is_idle = self.is_idle(page)
+        self._forget(page)
+        if is_idle:
+            del self._idle_list(page)[page]
+            self._free.append(page)
+
+    def descendants(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
+        """Blocks in pages that are among `keys` or come after one of them."""
+        children: dict[BlockKey, list[BlockKey]] = {}
+        for _, link in self._content.values():
+            children.setdefault(link.parent, []).append(link.key)
+        found: dict[BlockKey, None] = {}
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            if key not in found:
+                found[key] = None
+                waiting += children.get(key, ())
+        return [key for key in found if key in self._by_key]
 
     def check(self) -> None:
         """Raise AssertionError when the books do not balance."""

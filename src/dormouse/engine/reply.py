@@ -14,7 +14,8 @@ from dormouse.engine.sequence import Sequence
 @dataclass(slots=True)
 class Growth:
     """What a step gave a sequence: `num_tokens` tokens, what they show, and why the reply ends, if it
-    does. With not `is_valid` the model computed no numbers for the next token."""
+    does. With not `is_valid` the model computed no numbers for the next token, with `is_broken` the reply's
+    constraint allows none."""
 
     num_tokens: int = 0
     text: str = ""
@@ -22,6 +23,7 @@ class Growth:
     stop: str | None = None
     reason: FinishReason | None = None
     is_valid: bool = True
+    is_broken: bool = False
 
     def show(self, shown: Shown) -> None:
         """Add what may be shown now. A stop string ends the reply."""
@@ -45,6 +47,9 @@ def grow(
         growth.is_valid = choices.is_valid[row]
         if not growth.is_valid or growth.reason is not None:
             break
+        if choices.is_broken(row):
+            growth.is_broken = True
+            break
         token = choices.tokens[row]
         logprob = choices.logprob(row, sequence.request.sampling.top_logprobs)
         _take(sequence, token, logprob, growth, eos_token_ids)
@@ -59,7 +64,9 @@ def _take(
     sequence.sampler.took(token)
     sequence.tokens.append(token)
     growth.num_tokens += 1
-    if token in eos and not sequence.request.sampling.ignore_eos:
+    # A grammar lets the end come only where the reply may end, and often nothing else may come.
+    ends = not sequence.request.sampling.ignore_eos or sequence.request.constraint is not None
+    if token in eos and ends:
         growth.reason = FinishReason.STOP
     else:
         growth.show(sequence.detokenizer.step(token, logprob))

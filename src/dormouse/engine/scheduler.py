@@ -14,7 +14,7 @@ from itertools import islice
 from dormouse.domain.blocks import BlockKey, Link, Tokens
 from dormouse.domain.plan import Chunk, Plan
 from dormouse.domain.requests import Priority
-from dormouse.engine.drafts import MOST_DRAFTED, draft_lengths
+from dormouse.engine.drafts import MOST_DRAFTED, Drafter, draft_lengths
 from dormouse.engine.loads import Load, Loads
 from dormouse.engine.match import Match, Matcher
 from dormouse.engine.pace import Pace
@@ -65,6 +65,11 @@ class Scheduler:
     def sequences(self) -> list[Sequence]:
         """Every sequence that has not ended; loading ones are among the running."""
         return [*self.running, *self.waiting]
+
+    @property
+    def loads(self) -> Loads:
+        """The reads in flight."""
+        return self._loads
 
     @property
     def num_loading(self) -> int:
@@ -232,6 +237,7 @@ class Scheduler:
             sequence.state = State.LOADING
         if not sequence.was_admitted:
             sequence.was_admitted = True
+            sequence.admitted_at, sequence.woken_at = now, None if from_disk else now
             sequence.disk_tokens = from_disk
             sequence.memory_tokens = sequence.num_computed - from_disk
             self._admitted.append(sequence)
@@ -327,18 +333,19 @@ class Scheduler:
 
     def _drafts(self, decoding: list[Sequence], num_prefill: int) -> dict[Sequence, Tokens]:
         """Guesses worth computing, on top of a step of these sequences and `num_prefill` prompt tokens."""
-        guessing = []
+        guessing: list[tuple[Sequence, Drafter, Tokens]] = []
         for sequence in decoding:
             if sequence.drafter is not None:
                 sequence.drafter.read(sequence.tokens, sequence.num_prompt)
-                if sequence.drafter.has_guess:
-                    guessing.append((sequence, sequence.drafter))
-        chances = [drafter.chance for _, drafter in guessing]
-        rooms = [self._room(sequence) for sequence, _ in guessing]
+                forced = sequence.forced()
+                if forced or sequence.drafter.has_guess:
+                    guessing.append((sequence, sequence.drafter, forced))
+        chances = [1.0 if forced else drafter.chance for _, drafter, forced in guessing]
+        rooms = [min(self._room(sequence), len(forced) or MOST_DRAFTED) for sequence, _, forced in guessing]
         lengths = draft_lengths(chances, rooms, len(decoding), num_prefill)
         return {
-            sequence: drafter.draft(sequence.tokens, length)
-            for (sequence, drafter), length in zip(guessing, lengths, strict=True)
+            sequence: forced[:length] or drafter.draft(sequence.tokens, length)
+            for (sequence, drafter, forced), length in zip(guessing, lengths, strict=True)
             if length
         }
 

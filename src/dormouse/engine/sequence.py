@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from dormouse.domain.blocks import ROOT, Link, Namespace, block_key
-from dormouse.domain.requests import Priority, Request, Usage
+from dormouse.domain.blocks import ROOT, Link, Namespace, Tokens, block_key
+from dormouse.domain.requests import Priority, Request, Timings, Usage
 from dormouse.engine.detokenizer import Detokenizer
 from dormouse.engine.drafts import Drafter
 from dormouse.engine.sampler import Sampler
@@ -45,6 +45,12 @@ class Sequence:
     memory_tokens: int = 0
     disk_tokens: int = 0
     was_admitted: bool = False
+    submitted_at: float = 0.0
+    admitted_at: float | None = None
+    woken_at: float | None = None
+    """When the last block that it had to read was there."""
+    answered_at: float | None = None
+    """When the first token was there."""
     num_ahead: int | None = None
     """Blocks that were read ahead while it waited; None before anybody looked."""
     arrival: int = 0
@@ -105,6 +111,23 @@ class Sequence:
     def usage(self) -> Usage:
         """Where the request's tokens came from."""
         return Usage(self.num_prompt, self.memory_tokens, self.disk_tokens, self.num_generated)
+
+    def timings(self, now: float) -> Timings:
+        """How long each phase took, for a reply that ends now."""
+        admitted = self.admitted_at or now
+        woken = self.woken_at or now
+        answered = self.answered_at or now
+        return Timings(
+            queued_s=admitted - self.submitted_at,
+            wake_s=woken - admitted,
+            prefill_s=answered - woken,
+            decode_s=now - answered,
+        )
+
+    def forced(self) -> Tokens:
+        """Tokens that can only come next, by the reply's constraint: the best of guesses."""
+        constraint = self.request.constraint
+        return () if constraint is None else tuple(constraint.forced())
 
     def _link(self, start: int, end: int) -> Link:
         run = tuple(self.tokens[start:end])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from dormouse.domain.constraint import Constraint
 from dormouse.domain.conversation import Conversation
 from dormouse.domain.errors import InvalidRequest, ModelError
 from dormouse.models.chat_template import ChatTemplate, Message
 from dormouse.models.decode_stream import DecodeStream, decoder_of
 from dormouse.models.family import family_of
 from dormouse.models.folder import TOKENIZER, ModelFolder, read_json
+from dormouse.models.grammars import Grammars
+from dormouse.models.pieces import PieceEncoder
 from dormouse.models.rendering import template_messages
 from dormouse.models.reply_parser import ReplyParser
 
@@ -21,17 +26,33 @@ from dormouse.models.reply_parser import ReplyParser
 class ChatModel:
     """What the server needs of a model to speak with it; no weights. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, eos_token_ids: frozenset[int]) -> None:
-        """Raises UnsupportedModel when the tokenizer's decoder cannot be streamed."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        eos_token_ids: frozenset[int],
+        response_template: Any = None,
+    ) -> None:
+        """`response_template` is what the tokenizer's config has of that name: how replies are to be read.
+
+        Raises UnsupportedModel when the tokenizer's decoder cannot be streamed.
+        """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
+        self._pieces = PieceEncoder(tokenizer, partial(self.encode, add_special_tokens=False))
         self._eos_token_ids = eos_token_ids
-        self._family = family_of(template.source, self._has_token, self._probe)
-        marked = map(tokenizer.token_to_id, self._family.markers)
-        shown = {token_id for token_id in marked if token_id is not None} - eos_token_ids
+        self._family = family_of(template.source, self._has_token, self._probe, response_template)
+        # Patterns have some markers with their bars escaped.
+        declared = json.dumps(response_template, ensure_ascii=False).replace("\\", "")
+        shown = {
+            token_id
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+            if token.content in self._family.markers or (response_template and token.content in declared)
+        } - eos_token_ids
         self._decoder = decoder_of(tokenizer, shown)
+        self._grammars = Grammars(tokenizer, eos_token_ids, self._family)
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -50,7 +71,7 @@ class ChatModel:
         eos_text = eos_token.get("content") if isinstance(eos_token, dict) else eos_token
         if isinstance(eos_text, str) and (named := tokenizer.token_to_id(eos_text)) is not None:
             ids.add(named)
-        return cls(tokenizer, template, frozenset(ids))
+        return cls(tokenizer, template, frozenset(ids), settings.get("response_template"))
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -124,6 +145,14 @@ class ChatModel:
         """A reader of the reply to `conversation`, whose prompt is `prompt_text`."""
         return self._family.parser(conversation, prompt_text)
 
+    def constraint(self, conversation: Conversation, prompt_text: str) -> Constraint | None:
+        """What keeps the reply to `conversation` to its format, its tools and its choice of them; None
+        where there is nothing to keep to. Compiles: call it in a worker thread.
+
+        Raises InvalidRequest for a strict schema that cannot be enforced.
+        """
+        return self._grammars.constraint(conversation, prompt_text)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, after BOS where the tokenizer adds one and `add_special_tokens` is set.
 
@@ -135,6 +164,13 @@ class ChatModel:
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequest("the text has lone surrogates; send valid Unicode") from error
         return list(encoding.ids)
+
+    def encode_prompt(self, text: str, tenant: str) -> list[int]:
+        """Token ids of a rendered text, with none added. What was encoded for `tenant` lately costs little.
+
+        Raises InvalidRequest when `text` is not valid Unicode.
+        """
+        return self._pieces.encode(text, tenant)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of `token_ids`, without special tokens that are no markup of a reply."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +14,24 @@ from dormouse.domain.errors import (
     InvalidRequest,
     ModelNotFound,
     ShuttingDown,
+    SwapFailed,
     SwapInProgress,
     Unavailable,
 )
 from dormouse.models.aliases import Aliases
-from dormouse.models.change import Change, Phase
+from dormouse.models.change import Change, Changes, Phase
 from dormouse.models.folder import ModelFolder
 from dormouse.models.loader import Loader
 from dormouse.models.progress import Progress, no_progress
 from dormouse.models.served import ServedModel
 from dormouse.models.swap import load_first, replace
+from dormouse.models.swap_counts import SwapCounts
 from dormouse.models.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 5
+"""When to ask again for a model that is on its way."""
 
 _CHANGE_END_S = 300.0
 """Loading cannot be interrupted; a stop waits so long for its end."""
@@ -64,8 +67,6 @@ class ModelHost:
     ) -> None:
         """Without `served`, `start` comes first; without `loader`, it is served for ever."""
         self.options = options or HostOptions()
-        self.num_swaps = 0
-        self.num_failed_swaps = 0
         self._loader = loader
         self._served = served
         self._leaving: ServedModel | None = None
@@ -73,11 +74,8 @@ class ModelHost:
         self._served_since = time.monotonic()
         self._holders: set[asyncio.Task[Any]] = set()
         self._waiting = WaitingRoom(self.options.max_waiting)
-        self._change: Change | None = None
-        self._changing: asyncio.Task[None] | None = None
+        self._changes = Changes(self._waiting.wake)
         self._turns: asyncio.Task[None] | None = None
-        self._at_rest = threading.Event()
-        self._at_rest.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closing = False
 
@@ -109,7 +107,12 @@ class ModelHost:
     @property
     def change(self) -> Change | None:
         """The last change of the model, in progress or ended."""
-        return self._change
+        return self._changes.last
+
+    @property
+    def swap_counts(self) -> SwapCounts:
+        """How the swaps so far have ended."""
+        return self._changes.counts
 
     async def serve(self, name: str) -> ServedModel:
         """The model that answers a request for `name`, held until the calling task ends.
@@ -126,15 +129,20 @@ class ModelHost:
             target = self._target(name)
             if self._is_open and self._served is not None and target in (None, self._served.name):
                 return self._hold(self._served)
-            if not self._is_changing and not self.options.auto_swap:
+            if not self._changes.is_running and not self.options.auto_swap:
                 raise self._nothing_served()
             if self.options.auto_swap and (self._turns is None or self._turns.done()):
                 self._turns = loop.create_task(self._take_turns())
             if not await self._waiting.wait(target, arrived, until):
                 raise Unavailable(
                     f"'{name}' was not served within {self.options.wait_s:g} s; retry later",
-                    retry_after_s=max(1, round(self.options.stay_s)),
+                    retry_after_s=max(1, round(self.options.stay_s)) if self.options.auto_swap else _RETRY_S,
                 )
+
+    def model_of(self, name: str) -> str:
+        """The model that a request for `name` means at the moment. Raises ModelNotFound, and Unavailable
+        before the first one is loaded."""
+        return self._target(name) or self.served.name
 
     async def start(self, reference: str, on_progress: Progress = no_progress) -> None:
         """Load the first model; requests wait for it. Raises ModelNotFound, ModelError, and ShuttingDown."""
@@ -145,7 +153,7 @@ class ModelHost:
             change.on_progress(what, done, total)
             on_progress(what, done, total)
 
-        await self._run(change, load_first(self, self._loader, change, tell))
+        await self._changes.run(change, load_first(self, self._loader, change, tell))
 
     async def swap(self, reference: str, drain_s: float) -> Change:
         """Serve another model; returns when the old one has gone. It goes on if the caller is cancelled.
@@ -156,19 +164,13 @@ class ModelHost:
         """
         if self._loader is None:
             raise InvalidRequest("this server has one model only; start it with `dormouse serve`")
-        if self._is_changing:
-            assert self._change is not None
-            raise SwapInProgress(f"a swap to '{self._change.target}' is in progress; retry when it has ended")
+        if (last := self.change) is not None and not last.has_ended:
+            raise SwapInProgress(f"a swap to '{last.target}' is in progress; retry when it has ended")
         change = Change(self._served.name if self._served else None, reference)
         if self._is_open and reference == change.source:
             change.turn(Phase.DONE)
             return change
-        try:
-            await self._run(change, replace(self, self._loader, change, reference, drain_s))
-            self.num_swaps += 1
-        except DormouseError:
-            self.num_failed_swaps += 1
-            raise
+        await self._changes.run(change, replace(self, self._loader, change, reference, drain_s))
         return change
 
     def names(self) -> list[str]:
@@ -192,9 +194,8 @@ class ModelHost:
             "auto_swap": self.options.auto_swap,
             "waiting": self._waiting.counts,
             "held": len(self._holders),
-            "swaps": self.num_swaps,
-            "failed_swaps": self.num_failed_swaps,
-            "change": self._change.describe() if self._change else None,
+            "swaps": {outcome.value: count for outcome, count in self.swap_counts.by_outcome().items()},
+            "change": self.change.describe() if self.change else None,
         }
 
     def stop(self, grace_s: float) -> None:
@@ -208,10 +209,11 @@ class ModelHost:
             # A loop that has ended has nobody to wake.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._release_all)
+        until = time.monotonic() + grace_s
         for served in (self._served, self._leaving):
             if served is not None:
-                served.engine.stop(grace_s)
-        if not self._at_rest.wait(_CHANGE_END_S):
+                served.engine.stop(max(0.0, until - time.monotonic()))
+        if not self._changes.wait_for_end(_CHANGE_END_S):
             log.error("a model is still being loaded after %g s; it is left behind", _CHANGE_END_S)
         if self._served is not None:
             self._served.engine.stop(0.0)
@@ -244,18 +246,14 @@ class ModelHost:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    @property
-    def _is_changing(self) -> bool:
-        return self._change is not None and not self._change.has_ended
-
     def _target(self, name: str) -> str | None:
         """The model that `name` means, None for whatever is served. Raises ModelNotFound."""
-        current, change = self._served, self._change
+        current, change = self._served, self.change
         if current is None:
             return None  # what the first one is called turns out when it is there
         if name == current.name:
             return name
-        is_coming = change is not None and self._is_changing and name == change.target
+        is_coming = change is not None and not change.has_ended and name == change.target
         if is_coming or (self._knows(name) and self.options.auto_swap):
             return name
         if self._knows(name):
@@ -286,35 +284,13 @@ class ModelHost:
         return holders
 
     def _nothing_served(self) -> DormouseError:
-        why = self._change.error if self._change is not None else None
+        why = self.change.error if self.change is not None else None
         return Unavailable(f"no model is served ({why}); swap to one, or restart the server")
-
-    async def _run(self, change: Change, work: Coroutine[Any, Any, None]) -> None:
-        """One change at a time, to its end, whoever waits for it."""
-        self._loop = asyncio.get_running_loop()
-        self._change = change
-        self._at_rest.clear()
-        self._changing = asyncio.create_task(self._to_the_end(change, work))
-        await asyncio.shield(self._changing)
-
-    async def _to_the_end(self, change: Change, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-            change.turn(Phase.DONE)
-            log.info("'%s' is served after %.1f s", change.target, change.seconds)
-        except BaseException as error:
-            change.fail(error)
-            log.error("'%s' is not served: %s", change.target, error)
-            raise
-        finally:
-            self._at_rest.set()
-            self._waiting.wake()
 
     async def _take_turns(self) -> None:
         """Serve what is waited for, the longest first, each for its stay at least."""
         while not self._is_closing:
-            if self._is_changing and self._changing is not None:
-                await asyncio.wait({self._changing})
+            await self._changes.end()
             current = self._served.name if self._served is not None and self._is_open else None
             if (target := self._waiting.longest_awaited(current)) is None:
                 return
@@ -329,6 +305,9 @@ class ModelHost:
                 continue
             except DormouseError as error:
                 self._waiting.refuse(target, error)
+            except Exception as error:
+                log.exception("'%s' could not be swapped in", target)
+                self._waiting.refuse(target, SwapFailed(f"'{target}' could not be swapped in: {error!r}"))
 
     def _release_all(self) -> None:
         self._waiting.wake()

@@ -27,8 +27,9 @@ class Prompt:
 class Prompter:
     """Renders and tokenizes; blocking, for worker threads. Remembers replies in the tenant's namespace."""
 
-    def __init__(self, chat: ChatModel, store: BlockStore, namespace: Namespace) -> None:
+    def __init__(self, chat: ChatModel, store: BlockStore, tenant: str, namespace: Namespace) -> None:
         self._chat = chat
+        self._tenant = tenant
         self._store = store
         self._namespace = namespace
 
@@ -45,7 +46,7 @@ class Prompter:
         num_spliced = 0
         for span in spans:
             if isinstance(span, str):
-                tokens += self._chat.encode(span, add_special_tokens=False)
+                tokens += self._chat.encode_prompt(span, self._tenant)
             else:
                 tokens += span
                 num_spliced += len(span)

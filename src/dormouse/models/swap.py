@@ -29,6 +29,10 @@ class Stage(Protocol):
         """The model that answers, or did before `shut`."""
 
     @property
+    def is_serving(self) -> bool:
+        """Whether requests reach it at once."""
+
+    @property
     def is_closing(self) -> bool:
         """Whether the server is ending."""
 
@@ -54,8 +58,9 @@ async def replace(stage: Stage, loader: Loader, change: Change, reference: str, 
     """Serve the model that `reference` means instead of the present one. Raises as `ModelHost.swap` does."""
     old = stage.served
     candidate = await _check(loader, change, reference, old)
-    if old.folder is not None and candidate.folder.path == old.folder.path:
+    if stage.is_serving and old.folder is not None and candidate.folder.path == old.folder.path:
         return
+    change.beside = stage.is_serving and candidate.needed_nbytes <= loader.free_nbytes()
     if change.beside:
         await _beside(stage, loader, change, candidate, old, drain_s)
     else:
@@ -66,11 +71,10 @@ async def _check(loader: Loader, change: Change, reference: str, old: ServedMode
     """All that can be known before anything is touched."""
     try:
         candidate = await asyncio.to_thread(loader.find, reference, change.on_progress)
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         raise SwapRefused(f"'{reference}' cannot be served: {error}", param="model") from error
     change.target = candidate.folder.name
     needed, free, held = candidate.needed_nbytes, loader.free_nbytes(), loader.held_nbytes(old)
-    change.beside = needed <= free
     if needed > free + held:
         raise SwapRefused(
             f"'{change.target}' needs about {needed / _MB:.0f} MB of memory; {free / _MB:.0f} MB are free "
@@ -134,6 +138,7 @@ async def _restore(stage: Stage, loader: Loader, change: Change, old: ServedMode
         back = await asyncio.to_thread(loader.load, Candidate(old.folder, old.chat, 0))
     except Exception as error:
         log.exception("'%s' could not be loaded again", old.name)
+        change.is_lost = True
         raise SwapFailed(
             f"'{change.target}' could not be loaded ({why}), and neither could '{old.name}' again "
             f"({_said(error)}); no model is served. Swap to one, or restart the server"

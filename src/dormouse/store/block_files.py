@@ -12,7 +12,7 @@ from pathlib import Path
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import payload_checksum
-from dormouse.store.layout import Layout, temp_of
+from dormouse.store.layout import BLOCK_SUFFIX, Layout, temp_of
 from dormouse.store.ledger import Ledger
 from dormouse.store.view import PendingBlock
 
@@ -65,10 +65,22 @@ class BlockFiles:
                 durable.extend(group)
         return durable, failed
 
-    def unlink(self, namespace: Namespace, key: BlockKey) -> None:
-        """Remove a block's file."""
-        self._ops.unlink(self._layout.block(namespace, key))
+    def unlink(self, namespace: Namespace, key: BlockKey, *, wipe: bool = False) -> None:
+        """Remove a block's file; with `wipe` it is overwritten with zeros before."""
+        path = self._layout.block(namespace, key)
+        if wipe:
+            self._wipe(path)
+        self._ops.unlink(path)
         self._ledger.set_block(key, 0)
+
+    def purge_quarantine(self, keys: Iterable[BlockKey]) -> None:
+        """Overwrite and remove what lies in quarantine of these blocks."""
+        names = {f"{key.hex()}{BLOCK_SUFFIX}" for key in keys}
+        for path, _ in self._ledger.quarantined():
+            if path.name.partition("-")[2] in names:
+                self._wipe(path)
+                self._ops.unlink(path)
+                self._ledger.set_quarantined(path, 0)
 
     def sync_folders(self, blocks: Iterable[tuple[BlockKey, Namespace]]) -> None:
         """What was unlinked in the folders of these blocks stays unlinked."""
@@ -91,6 +103,13 @@ class BlockFiles:
         self._ledger.set_quarantined(target, nbytes)
         log.warning("quarantined %s as %s", path, name)
         self._trim_quarantine()
+
+    def _wipe(self, path: Path) -> None:
+        # What cannot be overwritten (a full disk that copies on write, say) is to go all the same.
+        try:
+            self._ops.wipe(path)
+        except OSError as error:
+            log.warning("%s was not overwritten before it was removed: %s", path.name, error)
 
     def _trim_quarantine(self) -> None:
         for path, nbytes in self._ledger.quarantined():

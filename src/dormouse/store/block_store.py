@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -25,16 +24,19 @@ from dormouse.domain.blocks import (
 )
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.errors import DeadlineExceeded, StoreError
+from dormouse.store.agent_admin import ADMIN_TIMEOUT_S, AgentAdmin
+from dormouse.store.agent_book import AgentBook
 from dormouse.store.audit import VerifyReport, verify
-from dormouse.store.documents import DocumentBounds, DocumentInfo
+from dormouse.store.documents import DocumentInfo
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import BlockFormat
 from dormouse.store.health import HealthReason
+from dormouse.store.identity import Identity, identity_document
 from dormouse.store.keeper import Removal
-from dormouse.store.opening import Bounds, StoreParts, open_parts
+from dormouse.store.opening import StoreParts, open_parts
+from dormouse.store.options import StoreOptions, StoreStats
 from dormouse.store.read_ahead import ReadAhead
 from dormouse.store.reader import BlockReader, Done, Load, ReaderPool
-from dormouse.store.replies import ReplyBounds
 from dormouse.store.rows import BlockRow, DocumentId, ReplyId
 from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
 from dormouse.store.writer import Writer
@@ -43,67 +45,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-ADMIN_TIMEOUT_S = 30.0
 MAX_BATCH_NBYTES = 64 << 20
-
-KEPT_KINDS = frozenset({"agent", "transcript"})
-"""Documents that are never evicted: what an agent was made with, and what was said with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreOptions:
-    """How a store uses memory, threads and time.
-
-    `queue_nbytes` bounds the payloads that wait to be written. Uses of blocks are recorded every
-    `touch_interval_s` and at close, failed saves tried again every `retry_s`; both in seconds.
-    The bounds of documents are per tenant and kind; those of `kept_kinds` are refused above them, others
-    push out the least recently used. Replies are forgotten `replies_age_s` seconds after their last use.
-    """
-
-    queue_nbytes: int = 256 << 20
-    quarantine_nbytes: int = 256 << 20
-    num_readers: int = 2
-    touch_interval_s: float = 30.0
-    retry_s: float = 1.0
-    max_documents: int = 10_000
-    max_documents_nbytes: int = 64 << 20
-    kept_kinds: frozenset[str] = KEPT_KINDS
-    max_replies: int = 20_000
-    max_replies_nbytes: int = 32 << 20
-    replies_age_s: float = 30 * 86400.0
-
-    def bounds(self, quota_nbytes: int) -> Bounds:
-        """These, and what follows from the disk quota: notes take an eighth of it at most."""
-        share = quota_nbytes // 8
-        return Bounds(
-            quota_nbytes,
-            self.queue_nbytes,
-            min(self.quarantine_nbytes, quota_nbytes // 10),
-            DocumentBounds(self.max_documents, min(self.max_documents_nbytes, share), self.kept_kinds),
-            ReplyBounds(self.max_replies, min(self.max_replies_nbytes, share), self.replies_age_s),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Sizes in bytes. `num_history_only` blocks are known by their tokens alone.
-
-    `counts` are since the store was opened. `notes` say what start-up found and people should know.
-    """
-
-    num_blocks: int
-    num_history_only: int
-    num_agents: int
-    num_unsaved_agents: int
-    num_pending: int
-    pending_nbytes: int
-    nbytes: int
-    blocks_nbytes: int
-    catalog_nbytes: int
-    quarantine_nbytes: int
-    quota_nbytes: int
-    counts: dict[str, int]
-    notes: tuple[str, ...]
 
 
 class BlockStore:
@@ -135,6 +77,9 @@ class BlockStore:
         self._reader = BlockReader(parts.layout, parts.view, self._formats, parts.counters, self._set_aside)
         self._readers = ReaderPool(self._reader, options.num_readers)
         self._read_ahead = ReadAhead(parts.layout, parts.view)
+        self._identities: dict[Namespace, Identity] = {}
+        book = AgentBook(parts.keeper, parts.index, parts.view, parts.notes, self._read_document, clock)
+        self.admin = AgentAdmin(self, parts, book, self._run, clock)
 
     @classmethod
     def open(
@@ -155,11 +100,43 @@ class BlockStore:
         parts = open_parts(folder, file_ops or FileOps(), options.bounds(quota_nbytes), clock())
         return cls(parts, options, clock)
 
-    def register(self, namespace: Namespace, cache: CacheSpec) -> None:
-        """Say what the blocks of a namespace look like. Raises ValueError for a second, different answer."""
+    @property
+    def folder(self) -> Path:
+        """The data folder."""
+        return self._parts.layout.root
+
+    @property
+    def quota_nbytes(self) -> int:
+        """Bound on all bytes below the data folder."""
+        return self._parts.keeper.quota_nbytes
+
+    def register(self, namespace: Namespace, cache: CacheSpec, fingerprint: str | None = None) -> None:
+        """Say what the blocks of a namespace look like, and of which model they are.
+
+        The model is remembered, for `identity`. Raises ValueError for a second, different answer.
+        """
         known = self._formats.setdefault(namespace, BlockFormat(cache))
         if known.cache != cache:
             raise ValueError(f"namespace {namespace.hex()} is registered with another cache")
+        if fingerprint is None or namespace in self._identities:
+            return
+        self._identities[namespace] = identity = Identity(fingerprint, cache)
+        document = identity_document(namespace)
+        if not self._parts.notes.documents.get(document, self._clock())[0]:
+            self.put_document(document.tenant, document.kind, document.id, identity.to_json())
+
+    def identity(self, namespace: Namespace) -> Identity | None:
+        """Model and format of a namespace, None when it was never registered with its model.
+
+        Waits for the writer at the first time. Raises as `get_document` does.
+        """
+        if namespace not in self._identities:
+            document = identity_document(namespace)
+            body = self.get_document(document.tenant, document.kind, document.id)
+            if body is None:
+                return None
+            self._identities[namespace] = Identity.from_json(body)
+        return self._identities[namespace]
 
     def contains(self, key: BlockKey) -> bool:
         """Whether the block's KV can be loaded: on disk, or waiting to be written."""
@@ -243,7 +220,7 @@ class BlockStore:
 
     def agent(self, tenant: str, name: str, namespace: Namespace | None = None) -> Agent:
         """The agent of that name; without a namespace, the last used one. Raises AgentNotFound."""
-        found = [self._view.agent(one) for one in self._named(tenant, name, namespace)]
+        found = [self._view.agent(one) for one in self._view.named(tenant, name, namespace)]
         newest = max((a for a in found if a is not None), key=lambda agent: agent.used_at, default=None)
         if newest is None:
             raise not_found(name)
@@ -272,7 +249,7 @@ class BlockStore:
         """
 
         def delete() -> Removal:
-            return self._parts.keeper.delete_agents(self._named(tenant, name, namespace), name)
+            return self._parts.keeper.delete_agents(self._view.named(tenant, name, namespace), name)
 
         return self._run(delete, timeout_s)
 
@@ -282,15 +259,10 @@ class BlockStore:
         name: str,
         pinned: bool,
         namespace: Namespace | None = None,
-        *,
-        timeout_s: float = ADMIN_TIMEOUT_S,
     ) -> None:
         """Pinned agents lose their blocks last. Waits; names and errors as in `delete_agent`."""
 
-        def pin() -> None:
-            self._parts.keeper.set_pinned(self._named(tenant, name, namespace), name, pinned)
-
-        self._run(pin, timeout_s)
+        self.admin.configure(tenant, name, pinned=pinned, namespace=namespace)
 
     def put_document(self, tenant: str, kind: str, id: str, body: bytes) -> None:
         """Keep a document under that name; it is there at once and written soon.
@@ -311,9 +283,7 @@ class BlockStore:
         documents = self._parts.notes.documents
         exists, body = documents.get(name, self._clock())
         if body is None and exists:
-            body = self._run(lambda: self._parts.catalog.document(name), ADMIN_TIMEOUT_S)
-            if body is not None:
-                documents.remember(name, body)
+            body = self._run(lambda: self._read_document(name), ADMIN_TIMEOUT_S)
         return body
 
     def delete_document(self, tenant: str, kind: str, id: str) -> bool:
@@ -422,9 +392,15 @@ class BlockStore:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"could not be written: {error}") from error
 
-    def _named(self, tenant: str, name: str, namespace: Namespace | None) -> list[AgentId]:
-        ids = [one for one in self._view.agent_ids() if (one.tenant, one.name) == (tenant, name)]
-        return [one for one in ids if namespace in (None, one.namespace)]
+    def _read_document(self, name: DocumentId) -> bytes | None:
+        """A document's body, on the writer thread."""
+        documents = self._parts.notes.documents
+        exists, body = documents.get(name, self._clock())
+        if body is None and exists:
+            body = self._parts.catalog.document(name)
+            if body is not None:
+                documents.remember(name, body)
+        return body
 
     def _is_saved(self) -> bool:
         return not self._parts.keeper.has_leftovers and not self._parts.health.reasons

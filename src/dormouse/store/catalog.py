@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey, Namespace
@@ -15,7 +16,16 @@ from dormouse.domain.errors import DamagedCatalog, StoreTooNew
 from dormouse.store.file_ops import FileOps
 from dormouse.store.layout import FILE_MODE
 from dormouse.store.migrations import MIGRATIONS
-from dormouse.store.rows import AgentRow, BlockRow, Change, DocumentId, ReplyId, ReplyRow
+from dormouse.store.rows import (
+    AgentRow,
+    BlockRow,
+    Change,
+    CheckpointId,
+    CheckpointRow,
+    DocumentId,
+    ReplyId,
+    ReplyRow,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +80,7 @@ class Catalog:
         with _damage(), self.atomic() as connection:
             _write_blocks(connection, change)
             _write_agents(connection, change)
+            _write_checkpoints(connection, change)
             _write_doomed(connection, change)
             _write_documents(connection, change)
             _write_replies(connection, change)
@@ -83,14 +94,21 @@ class Catalog:
     def agents(self) -> list[AgentRow]:
         """All agent rows. Raises DamagedCatalog."""
         query = (
-            "SELECT tenant, name, namespace, model, tip, rest, num_tokens, created_at, used_at, pinned"
-            " FROM agents"
+            "SELECT tenant, name, namespace, model, tip, rest, num_tokens, created_at, used_at, pinned,"
+            " parent, parent_tokens, quota_nbytes FROM agents"
         )
         with _damage():
             rows = self._connection.execute(query).fetchall()
+        return [_agent_row(*row) for row in rows]
+
+    def checkpoints(self) -> list[CheckpointRow]:
+        """All checkpoint rows. Raises DamagedCatalog."""
+        query = "SELECT tenant, name, namespace, tag, tip, rest, num_tokens, created_at FROM checkpoints"
+        with _damage():
+            rows = self._connection.execute(query).fetchall()
         return [
-            AgentRow(AgentId(*who), model, tip, rest, num_tokens, created_at, used_at, bool(pinned))
-            for *who, model, tip, rest, num_tokens, created_at, used_at, pinned in rows
+            CheckpointRow(CheckpointId(AgentId(tenant, name, namespace), tag), *state)
+            for tenant, name, namespace, tag, *state in rows
         ]
 
     def doomed(self) -> dict[BlockKey, Namespace]:
@@ -212,6 +230,12 @@ def _check_structure(connection: sqlite3.Connection) -> None:
         raise DamagedCatalog(f"catalog cannot be read: {verdict}")
 
 
+def _agent_row(tenant: str, name: str, namespace: Namespace, *state: Any) -> AgentRow:
+    model, tip, rest, num_tokens, created_at, used_at, pinned, *lineage = state
+    who = AgentId(tenant, name, namespace)
+    return AgentRow(who, model, tip, rest, num_tokens, created_at, used_at, bool(pinned), *lineage)
+
+
 def _write_blocks(connection: sqlite3.Connection, change: Change) -> None:
     connection.executemany(
         """INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
@@ -235,13 +259,31 @@ def _write_agents(connection: sqlite3.Connection, change: Change) -> None:
         [(gone.tenant, gone.name, gone.namespace) for gone in change.removed_agents],
     )
     connection.executemany(
-        "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 *(a.id.tenant, a.id.name, a.id.namespace, a.model, a.tip, a.rest),
                 *(a.num_tokens, a.created_at, a.used_at, a.pinned),
+                *(a.parent, a.parent_tokens, a.quota_nbytes),
             )
             for a in change.agents.values()
+        ],
+    )
+
+
+def _write_checkpoints(connection: sqlite3.Connection, change: Change) -> None:
+    connection.executemany(
+        "DELETE FROM checkpoints WHERE tenant = ? AND name = ? AND namespace = ? AND tag = ?",
+        [(c.agent.tenant, c.agent.name, c.agent.namespace, c.tag) for c in change.removed_checkpoints],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                *(c.id.agent.tenant, c.id.agent.name, c.id.agent.namespace, c.id.tag),
+                *(c.tip, c.rest, c.num_tokens, c.created_at),
+            )
+            for c in change.checkpoints.values()
         ],
     )
 

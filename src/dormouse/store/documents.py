@@ -48,7 +48,7 @@ class Documents:
         self, bounds: DocumentBounds, stored: Iterable[tuple[DocumentId, float, float, int]] = ()
     ) -> None:
         self._lock = Lock()
-        self._bounds = bounds
+        self.bounds = bounds
         # Per tenant and kind, the longest unused first.
         self._groups: dict[tuple[str, str], OrderedDict[str, DocumentInfo]] = {}
         self._nbytes: dict[tuple[str, str], int] = {}
@@ -174,7 +174,7 @@ class Documents:
         return demand
 
     def _refuse_above(self, group: tuple[str, str], count: int, nbytes: int) -> None:
-        bounds = self._bounds
+        bounds = self.bounds
         if group[1] in bounds.kept_kinds and (count > bounds.max_count or nbytes > bounds.max_nbytes):
             raise DocumentsFull(
                 f"{count} documents of kind {group[1]!r} with {nbytes} bytes are over the bound of "
@@ -183,15 +183,15 @@ class Documents:
 
     def _make_room(self, sizes: Mapping[DocumentId, int]) -> None:
         largest = max(sizes.values())
-        if largest > self._bounds.max_nbytes:
+        if largest > self.bounds.max_nbytes:
             raise DocumentsFull(
-                f"a document of {largest} bytes is over the bound of {self._bounds.max_nbytes}; send less"
+                f"a document of {largest} bytes is over the bound of {self.bounds.max_nbytes}; send less"
             )
         for group, count, nbytes in self._demand(sizes):
             self._refuse_above(group, count, nbytes)
             spared = {who.id for who in sizes if (who.tenant, who.kind) == group}
             for info in list(self._groups.get(group, OrderedDict()).values()):
-                if count <= self._bounds.max_count and nbytes <= self._bounds.max_nbytes:
+                if count <= self.bounds.max_count and nbytes <= self.bounds.max_nbytes:
                     break
                 if info.id not in spared:
                     self._drop(DocumentId(*group, info.id))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from dormouse.store.layout import FILE_MODE, FOLDER_MODE
 
+_ZEROS = memoryview(bytes(1 << 20))
+
 
 class FileOps:
     """The steps of the write protocol. Each raises OSError, `commit` sqlite3.Error."""
@@ -51,6 +53,20 @@ class FileOps:
         """The folder's names are on disk on return."""
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def wipe(self, path: Path) -> None:
+        """Overwrite a file with zeros, down to the disk; one that is gone already is fine."""
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        try:
+            left = os.fstat(fd).st_size
+            while left > 0:
+                left -= os.write(fd, _ZEROS[:left])
             os.fsync(fd)
         finally:
             os.close(fd)

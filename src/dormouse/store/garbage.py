@@ -9,8 +9,8 @@ from collections.abc import Set
 
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey
-from dormouse.store.index import Head, Index, head_of
-from dormouse.store.rows import BlockRow, Change
+from dormouse.store.index import Head, Index, RefId, head_of
+from dormouse.store.rows import AgentRow, BlockRow, Change
 
 
 def victims(index: Index, nbytes: int) -> list[BlockRow]:
@@ -19,15 +19,40 @@ def victims(index: Index, nbytes: int) -> list[BlockRow]:
     Blocks of pinned agents go last, before that the least recently used, the end of a chain before its
     start.
     """
-    pinned = index.reachable(agent for agent in index.agents.values() if agent.pinned)
+    pinned = index.reachable(
+        ref for agent in index.agents.values() if agent.pinned for ref in index.refs_of(agent.id)
+    )
     stored = [row for row in index.blocks.values() if row.nbytes]
-    # Three stable sorts compare plain numbers, which is several times faster than one of tuples.
-    stored.sort(key=lambda row: -row.num_before)
-    stored.sort(key=lambda row: row.used_at)
+    _sort_by_use(stored)
     stored.sort(key=lambda row: row.key in pinned)
+    return _first(stored, nbytes)
+
+
+def over_quota(index: Index, agent: AgentRow) -> list[BlockRow]:
+    """Blocks that go because the agent is above its quota, in the order in which they go.
+
+    Only blocks count, and go, that no other agent reaches. The least recently used go first, the end of a
+    chain before its start: a start without its end still saves time, an end without its start does not.
+    """
+    if not agent.quota_nbytes:
+        return []
+    mine = index.reachable(index.refs_of(agent.id)) - index.reachable(index.refs(but=agent.id))
+    own = [row for key in mine if (row := index.blocks[key]).nbytes]
+    _sort_by_use(own)
+    return _first(own, sum(row.nbytes for row in own) - agent.quota_nbytes)
+
+
+def _sort_by_use(rows: list[BlockRow]) -> None:
+    # Stable sorts compare plain numbers, which is several times faster than one of tuples.
+    rows.sort(key=lambda row: -row.num_before)
+    rows.sort(key=lambda row: row.used_at)
+
+
+def _first(rows: list[BlockRow], nbytes: int) -> list[BlockRow]:
+    """The first of `rows` that make up at least `nbytes`, or all of them."""
     chosen = []
     freed = 0
-    for row in stored:
+    for row in rows:
         if freed >= nbytes:
             break
         freed += row.nbytes
@@ -54,9 +79,10 @@ def release_tails(index: Index, change: Change, unsaved_tips: Set[BlockKey]) -> 
     released = []
     for row in [row for row in change.rows.values() if row.nbytes]:
         released += [tail for tail in after.siblings(row) if _continues(row, tail) and after.is_free(tail)]
-    for moving in change.agents.keys() | change.removed_agents:
-        left = index.agents.get(moving)
-        tail = index.blocks.get(left.tip) if left is not None else None
+    left = [index.agents[moving].tip for moving in after.moving_agents]
+    left += [index.checkpoints[c.agent][c.tag].tip for c in change.removed_checkpoints]
+    for tip in set(left):
+        tail = index.blocks.get(tip)
         if tail is None or tail.key in change.removed or not after.is_free(tail):
             continue
         if not tail.nbytes or any(_continues(row, tail) for row in after.siblings(tail)):
@@ -67,13 +93,14 @@ def release_tails(index: Index, change: Change, unsaved_tips: Set[BlockKey]) -> 
 
 
 def agent_deletion(index: Index, id: AgentId, unsaved: Set[BlockKey]) -> Change:
-    """Delete the agent and every block that no other agent reaches, its descendants included.
+    """Delete the agent, its checkpoints and every block that no other agent reaches, descendants included.
 
     Blocks in `unsaved` are about to be reached by an agent and stay.
     """
-    others = index.reachable(agent for agent in index.agents.values() if agent.id != id)
-    change = Change(removed_agents={id})
-    waiting = [row.key for row in index.chain(index.agents[id].tip)]
+    others = index.reachable(index.refs(but=id))
+    tags = index.checkpoints.get(id, {})
+    change = Change(removed_agents={id}, removed_checkpoints={tag.id for tag in tags.values()}, wipe=True)
+    waiting = list(index.reachable(index.refs_of(id)))
     while waiting:
         key = waiting.pop()
         if key not in others and key not in unsaved and key not in change.removed:
@@ -84,7 +111,7 @@ def agent_deletion(index: Index, id: AgentId, unsaved: Set[BlockKey]) -> Change:
 
 def unreached(index: Index, used_before: float, unsaved: Set[BlockKey]) -> list[BlockRow]:
     """Blocks that no agent reaches and that were last used before that time (Unix seconds)."""
-    reachable = index.reachable(index.agents.values()) | unsaved
+    reachable = index.reachable(index.refs()) | unsaved
     return [r for r in index.blocks.values() if r.used_at < used_before and r.key not in reachable]
 
 
@@ -95,7 +122,9 @@ class _After:
         self._index = index
         self._change = change
         self._tips = {agent.tip for agent in change.agents.values()} | unsaved_tips
-        self._moving = change.agents.keys() | change.removed_agents
+        self._tips |= {checkpoint.tip for checkpoint in change.checkpoints.values()}
+        self.moving_agents = (change.agents.keys() | change.removed_agents) & index.agents.keys()
+        self._moving: set[RefId] = {*self.moving_agents, *change.removed_checkpoints}
         self._parents = {row.parent for row in change.rows.values()}
         self._new: dict[Head, list[BlockRow]] = {}
         for row in change.rows.values():

@@ -8,10 +8,12 @@ from typing import TypeVar
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import ROOT, BlockKey, Namespace, packed_block_key
 from dormouse.store.files import TOKEN_NBYTES
-from dormouse.store.rows import AgentRow, BlockRow, Change
+from dormouse.store.rows import AgentRow, BlockRow, Change, CheckpointId, CheckpointRow
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+RefId = AgentId | CheckpointId
 
 Head = tuple[Namespace, BlockKey, bytes]
 """Where a block continues a chain: namespace, parent and first token (packed)."""
@@ -30,7 +32,8 @@ class Index:
         self.agents: dict[AgentId, AgentRow] = {}
         self._heads: dict[Head, set[BlockKey]] = {}
         self._children: dict[BlockKey, set[BlockKey]] = {}
-        self._owners: dict[BlockKey, set[AgentId]] = {}
+        self.checkpoints: dict[AgentId, dict[str, CheckpointRow]] = {}
+        self._owners: dict[BlockKey, set[RefId]] = {}
 
     def apply(self, change: Change) -> None:
         """Do to the index what was committed to the catalog."""
@@ -44,6 +47,11 @@ class Index:
         for agent in change.agents.values():
             self.agents[agent.id] = agent
             self._owners.setdefault(agent.tip, set()).add(agent.id)
+        for leaving in change.removed_checkpoints | change.checkpoints.keys():
+            self._remove_checkpoint(leaving)
+        for checkpoint in change.checkpoints.values():
+            self.checkpoints.setdefault(checkpoint.id.agent, {})[checkpoint.id.tag] = checkpoint
+            self._owners.setdefault(checkpoint.tip, set()).add(checkpoint.id)
 
     def at_head(self, head: Head) -> Iterator[BlockRow]:
         """Blocks with payload that continue a chain in this way."""
@@ -53,8 +61,20 @@ class Index:
         """Blocks whose parent this is, with or without payload. Not kept for ROOT."""
         return self._children.get(key, ())
 
-    def owners(self, tip: BlockKey) -> set[AgentId]:
-        """Agents whose chain ends in `tip`."""
+    def refs(self, *, but: AgentId | None = None) -> Iterator[AgentRow | CheckpointRow]:
+        """Everything that keeps blocks: agents and their checkpoints, those of `but` left out."""
+        yield from (agent for agent in self.agents.values() if agent.id != but)
+        for owner, tags in self.checkpoints.items():
+            if owner != but:
+                yield from tags.values()
+
+    def refs_of(self, id: AgentId) -> list[AgentRow | CheckpointRow]:
+        """One agent and its checkpoints."""
+        agent = self.agents.get(id)
+        return [*([agent] if agent is not None else []), *self.checkpoints.get(id, {}).values()]
+
+    def owners(self, tip: BlockKey) -> set[RefId]:
+        """Agents and checkpoints whose chain ends in `tip`."""
         return self._owners.get(tip, set())
 
     def chain(self, tip: BlockKey) -> list[BlockRow]:
@@ -67,11 +87,11 @@ class Index:
         rows.reverse()
         return rows
 
-    def reachable(self, agents: Iterable[AgentRow]) -> set[BlockKey]:
-        """Keys of every block on the chains of `agents`."""
+    def reachable(self, refs: Iterable[AgentRow | CheckpointRow]) -> set[BlockKey]:
+        """Keys of every block on the chains of `refs`."""
         seen: set[BlockKey] = set()
-        for agent in agents:
-            key = agent.tip
+        for ref in refs:
+            key = ref.tip
             while key not in seen and key in self.blocks:
                 seen.add(key)
                 key = self.blocks[key].parent
@@ -87,7 +107,11 @@ class Index:
             assert row.parent == ROOT or key in self._children[row.parent], "child is not listed"
         assert sum(map(len, self._heads.values())) == sum(row.nbytes > 0 for row in self.blocks.values())
         assert sum(map(len, self._children.values())) == sum(r.parent != ROOT for r in self.blocks.values())
-        assert sum(map(len, self._owners.values())) == len(self.agents), "tips disagree with agents"
+        num_refs = len(self.agents) + sum(map(len, self.checkpoints.values()))
+        assert sum(map(len, self._owners.values())) == num_refs, "tips disagree with agents"
+        for owner, tags in self.checkpoints.items():
+            assert owner in self.agents, "checkpoints of no agent"
+            assert all(c.id in self._owners[c.tip] for c in tags.values()), "checkpoint not at its tip"
         for agent in self.agents.values():
             assert agent.id in self._owners[agent.tip], "agent does not own its tip"
             chain = self.chain(agent.tip)
@@ -113,6 +137,13 @@ class Index:
         agent = self.agents.pop(id, None)
         if agent is not None:
             _discard(self._owners, agent.tip, id)
+
+    def _remove_checkpoint(self, id: CheckpointId) -> None:
+        checkpoint = self.checkpoints.get(id.agent, {}).pop(id.tag, None)
+        if checkpoint is not None:
+            _discard(self._owners, checkpoint.tip, id)
+            if not self.checkpoints[id.agent]:
+                del self.checkpoints[id.agent]
 
 
 def _discard(sets: dict[K, set[V]], name: K, member: V) -> None:

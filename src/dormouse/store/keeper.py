@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey, Namespace, pack_tokens
 from dormouse.domain.errors import StoreError
 from dormouse.store.block_files import BlockFiles, WrittenBlock
 from dormouse.store.catalog import Catalog
-from dormouse.store.garbage import agent_deletion, drop_payload, release_tails, unreached, victims
+from dormouse.store.garbage import (
+    agent_deletion,
+    drop_payload,
+    over_quota,
+    release_tails,
+    unreached,
+    victims,
+)
 from dormouse.store.health import WRITE_ERRORS, Health
 from dormouse.store.index import Index
 from dormouse.store.ledger import Count, Counters, Ledger
 from dormouse.store.notes import Notes
-from dormouse.store.rows import BlockRow, Change
+from dormouse.store.rows import AgentRow, BlockRow, Change, DocumentId, agent_documents
 from dormouse.store.view import PendingBlock, StoreView, UnsavedAgent, agent_row, not_found
 
 log = logging.getLogger(__name__)
@@ -40,10 +47,11 @@ ROW_ROOM_NBYTES = 8 << 10
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What was removed; `nbytes` of files."""
+    """What was removed; `nbytes` of files. `keys` has history without files too."""
 
     num_blocks: int
     nbytes: int
+    keys: frozenset[BlockKey] = frozenset()
 
 
 class Keeper:
@@ -74,6 +82,7 @@ class Keeper:
         self._notes_failed = False
         self._dirty: dict[AgentId, UnsavedAgent] = {}
         self._doomed: dict[BlockKey, Namespace] = {}
+        self._to_wipe: set[BlockKey] = set()
         self._unlinked: dict[BlockKey, Namespace] = {}
 
     @property
@@ -95,8 +104,11 @@ class Keeper:
         self._notes.apply(change)
         for key in change.unlinked | change.doomed.keys():
             self._doomed.pop(key, None)
+            self._to_wipe.discard(key)
             self._unlinked.pop(key, None)
         self._doomed.update(change.doomed)
+        if change.wipe:
+            self._to_wipe |= change.doomed.keys()
         self._catalog.trim()
         self._ledger.measure_catalog()
         self.unlink_doomed()
@@ -105,11 +117,12 @@ class Keeper:
         """Unlink the files of removed blocks; what fails is tried again later."""
         for key, namespace in list(self._doomed.items()):
             try:
-                self._files.unlink(namespace, key)
+                self._files.unlink(namespace, key, wipe=key in self._to_wipe)
             except OSError as error:
                 self._health.failed("removal of files", error)
             else:
                 del self._doomed[key]
+                self._to_wipe.discard(key)
                 self._unlinked[key] = namespace
         if not self._doomed:
             self._health.works("removal of files")
@@ -144,7 +157,15 @@ class Keeper:
         self._view.saved([*self._dirty.values(), *agents])
         self._dirty = {}
         self._counters.add(Count.BLOCKS_WRITTEN, len(written))
+        self._hold_quotas(newest)
         return True
+
+    def _hold_quotas(self, agents: Iterable[AgentId]) -> None:
+        try:
+            for agent in agents:
+                self.trim_to_quota(agent)
+        except WRITE_ERRORS as error:
+            self._health.failed("catalog", error)  # the next reply of the agent tries again
 
     def enforce_quota(self, nbytes: int = 0) -> None:
         """Evict until `nbytes` more fit. Raises StoreError when they cannot, and as `commit` does."""
@@ -155,7 +176,7 @@ class Keeper:
             return
         excess = self._ledger.total + nbytes - int(self._quota_nbytes * LOW_WATER)
         rows = victims(self._index, excess)
-        reachable = self._index.reachable(self._index.agents.values())
+        reachable = self._index.reachable(self._index.refs())
         removed = self._remove(rows, reachable)
         self._counters.add(Count.EVICTIONS, removed.num_blocks)
         log.info("evicted %d blocks, %d bytes", removed.num_blocks, removed.nbytes)
@@ -168,7 +189,7 @@ class Keeper:
         if self._index.blocks.get(row.key) is not row:
             return
         change = Change()
-        drop_payload(change, row, self._index.reachable(self._index.agents.values()))
+        drop_payload(change, row, self._index.reachable(self._index.refs()))
         change.doomed.clear()
         try:
             self._files.quarantine_block(row.namespace, row.key)
@@ -178,30 +199,87 @@ class Keeper:
             log.error("damaged block %s stays where it is: %s", row.key.hex(), error)
 
     def delete_agents(self, ids: Sequence[AgentId], name: str) -> Removal:
-        """Delete agents and what only they reached. Raises AgentNotFound, and as `commit` does."""
+        """Delete agents, their documents, and what only they reached.
+
+        Their files are overwritten before they go. Raises AgentNotFound, and as `commit` does.
+        """
         removed: dict[BlockKey, BlockRow] = {}
         for gone in self._existing(ids, name):
             unsaved = self._dirty.get(gone)
+            documents = self._documents_of(gone)
             if gone in self._index.agents:
                 change = agent_deletion(self._index, gone, self._view.unsaved_keys(but=unsaved))
+                change.documents |= dict.fromkeys(documents)
                 self.commit(change)
                 removed |= change.removed
+            for document in documents:
+                self._notes.documents.delete(document)  # what was put meanwhile goes too
             if unsaved is not None:
                 del self._dirty[gone]
                 self._view.saved([unsaved])
+        self._purge(removed)
         return _removal(removed.values())
-
-    def set_pinned(self, ids: Sequence[AgentId], name: str, pinned: bool) -> None:
-        """Pin or unpin. Raises AgentNotFound, and as `commit` does."""
-        agents = self._index.agents
-        rows = [agents[agent] for agent in self._existing(ids, name) if agent in agents]
-        if not rows:
-            raise StoreError(f"agent {name!r} is not on disk yet; see the store's health")
-        self.commit(Change(agents={row.id: replace(row, pinned=pinned) for row in rows}))
 
     def collect(self, used_before: float) -> Removal:
         """Remove what no agent reaches and was last used before (Unix seconds). Raises as `commit` does."""
         return self._remove(unreached(self._index, used_before, self._view.unsaved_keys()), frozenset())
+
+    def trim_to_quota(self, id: AgentId) -> None:
+        """Evict what the agent has above its own quota. Raises as `commit` does."""
+        agent = self._index.agents.get(id)
+        rows = over_quota(self._index, agent) if agent is not None else []
+        if rows:
+            removed = self._remove(rows, self._index.reachable(self._index.refs()))
+            self._counters.add(Count.EVICTIONS, removed.num_blocks)
+
+    def recorded(self, ids: Sequence[AgentId], name: str) -> AgentRow:
+        """The last used of those agents. Raises AgentNotFound, and StoreError when its newest state is not
+        on disk."""
+        newest = max(self._existing(ids, name), key=self._used_at)
+        if newest in self._dirty:
+            raise StoreError(f"agent {name!r} is not on disk yet; see the store's health")
+        return self._index.agents[newest]
+
+    def _used_at(self, id: AgentId) -> float:
+        return self._dirty[id].saved_at if id in self._dirty else self._index.agents[id].used_at
+
+    def _documents_of(self, id: AgentId) -> list[DocumentId]:
+        tags = self._index.checkpoints.get(id, {})
+        return agent_documents(id.tenant, id.name, tags)
+
+    def _purge(self, removed: Collection[BlockKey]) -> None:
+        """What is left of deleted blocks beside their files: in quarantine, and in the catalog's log."""
+        try:
+            self._files.purge_quarantine(removed)
+        except OSError as error:
+            self._health.failed("removal of files", error)
+        self._trim_catalog()
+
+    def add(self, blocks: Sequence[PendingBlock]) -> None:
+        """Make blocks durable now, all or none. Raises StoreError when they do not fit, and as `commit`."""
+        known = self._index.blocks
+        # One that was stored meanwhile is not touched: what fails below takes files away.
+        blocks = [b for b in blocks if b.link.key not in known or not known[b.link.key].nbytes]
+        nbytes = sum(block.format.file_nbytes(block.tokens) for block in blocks)
+        self.enforce_quota(nbytes + 2 * CATALOG_ROOM_NBYTES + len(blocks) * ROW_ROOM_NBYTES)
+        written, failed = self._files.write(blocks)
+        self._counters.add(Count.BYTES_WRITTEN, sum(w.nbytes for w in written))
+        try:
+            if failed:
+                raise failed[0][1]
+            self.commit(self._plan(written, [], {}))
+        except WRITE_ERRORS:
+            self._doomed.update((block.link.key, block.namespace) for block in blocks)
+            self.unlink_doomed()
+            raise
+        self._counters.add(Count.BLOCKS_WRITTEN, len(written))
+
+    def remove_unreached(self, keys: Iterable[BlockKey]) -> Removal:
+        """Remove, and overwrite, those blocks that nobody needs. Raises as `commit` does."""
+        kept = self._index.reachable(self._index.refs()) | self._view.unsaved_keys()
+        blocks = self._index.blocks
+        rows = [blocks[key] for key in dict.fromkeys(keys) if key in blocks and key not in kept]
+        return self._remove(rows, frozenset(), wipe=True)
 
     def _settled(self) -> set[BlockKey]:
         """Unlinked files that no power cut brings back; many at a time, each folder costs an fsync."""
@@ -300,10 +378,10 @@ class Keeper:
                 )
             end += len(link.tokens)
 
-    def _remove(self, rows: Sequence[BlockRow], reachable: Set[BlockKey]) -> Removal:
+    def _remove(self, rows: Sequence[BlockRow], reachable: Set[BlockKey], *, wipe: bool = False) -> Removal:
         """Drop payloads, and the rows that are not in `reachable`, a few per transaction."""
         for start in range(0, len(rows), REMOVAL_BATCH):
-            change = Change()
+            change = Change(wipe=wipe)
             for row in rows[start : start + REMOVAL_BATCH]:
                 drop_payload(change, row, reachable)
             self.commit(change)
@@ -311,4 +389,5 @@ class Keeper:
 
 
 def _removal(rows: Collection[BlockRow]) -> Removal:
-    return Removal(sum(row.nbytes > 0 for row in rows), sum(row.nbytes for row in rows))
+    keys = frozenset(row.key for row in rows)
+    return Removal(sum(row.nbytes > 0 for row in rows), sum(row.nbytes for row in rows), keys)

@@ -76,10 +76,36 @@ def create_replies(connection: sqlite3.Connection) -> None:
     )
 
 
+def create_checkpoints(connection: sqlite3.Connection) -> None:
+    """States of agents that were given a name; each refers to a block, as the agent did."""
+    connection.execute(
+        """CREATE TABLE checkpoints (
+            tenant TEXT NOT NULL,
+            name TEXT NOT NULL,
+            namespace BLOB NOT NULL,
+            tag TEXT NOT NULL,
+            tip BLOB NOT NULL,
+            rest BLOB NOT NULL,
+            num_tokens INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            PRIMARY KEY (tenant, name, namespace, tag)
+        ) STRICT"""
+    )
+
+
+def add_lineage_and_quota(connection: sqlite3.Connection) -> None:
+    """Which agent an agent was forked from, after how many tokens; how many bytes it may have, 0 for any."""
+    for column in ("parent TEXT NOT NULL DEFAULT ''", "parent_tokens INTEGER NOT NULL DEFAULT 0"):
+        connection.execute(f"ALTER TABLE agents ADD COLUMN {column}")
+    connection.execute("ALTER TABLE agents ADD COLUMN quota_nbytes INTEGER NOT NULL DEFAULT 0")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     create_blocks,
     create_agents,
     create_doomed,
     create_documents,
     create_replies,
+    create_checkpoints,
+    add_lineage_and_quota,
 )

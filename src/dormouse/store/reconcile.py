@@ -80,7 +80,9 @@ class Reconciler:
         rows = {row.key: row for row in self._catalog.blocks()}
         damaged = {key: row for key, row in rows.items() if not _key_follows(row)}
         index = Index()
-        index.apply(Change(rows=rows, agents={agent.id: agent for agent in self._catalog.agents()}))
+        agents = {agent.id: agent for agent in self._catalog.agents()}
+        checkpoints = {checkpoint.id: checkpoint for checkpoint in self._catalog.checkpoints()}
+        index.apply(Change(rows=rows, agents=agents, checkpoints=checkpoints))
         for entry in _files_below(self._layout.quarantine):
             self._ledger.set_quarantined(Path(entry.path), entry.stat(follow_symlinks=False).st_size)
         doomed = self._catalog.doomed()
@@ -132,6 +134,11 @@ class Reconciler:
         return adopted
 
     def _remove(self, path: Path) -> None:
+        # It may be a deleted agent's: nobody remembers, so its content goes first.
+        try:
+            self._ops.wipe(path)
+        except OSError as error:
+            log.warning("%s was not overwritten before it was removed: %s", path.name, error)
         self._ops.unlink(path)
         self.findings.files_removed += 1
 
@@ -173,7 +180,7 @@ class Reconciler:
         self.findings.quarantined += 1
 
     def _drop_missing(self, index: Index, change: Change) -> None:
-        reachable = index.reachable(index.agents.values())
+        reachable = index.reachable(index.refs())
         for row in index.blocks.values():
             if row.key in self._stored:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from dormouse.domain.agents import AgentId
@@ -58,6 +59,28 @@ class AgentRow:
     created_at: float
     used_at: float
     pinned: bool
+    parent: str = ""
+    parent_tokens: int = 0
+    quota_nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointId:
+    """A checkpoint's agent, and its name there."""
+
+    agent: AgentId
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """One checkpoint; `tip` and `rest` are those that its agent had."""
+
+    id: CheckpointId
+    tip: BlockKey
+    rest: bytes
+    num_tokens: int
+    created_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +90,24 @@ class DocumentId:
     tenant: str
     kind: str
     id: str
+
+
+AGENT_KINDS = ("agent", "transcript", "why")
+"""Documents whose id is the name of an agent. They go with it."""
+
+CHECKPOINT_KIND = "checkpoint"
+"""The transcript as it was at a checkpoint."""
+
+
+def checkpoint_document(tenant: str, name: str, tag: str) -> DocumentId:
+    """The document of a checkpoint. Neither name nor tag holds a line break."""
+    return DocumentId(tenant, CHECKPOINT_KIND, f"{name}\n{tag}")
+
+
+def agent_documents(tenant: str, name: str, tags: Iterable[str]) -> list[DocumentId]:
+    """All documents of an agent and its checkpoints."""
+    own = [DocumentId(tenant, kind, name) for kind in AGENT_KINDS]
+    return [*own, *(checkpoint_document(tenant, name, tag) for tag in tags)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +139,7 @@ class ReplyRow:
 class Change:
     """What one transaction does. A key is in `rows` or in `removed`, never in both.
 
-    Documents and replies that are None are deleted.
+    Documents and replies that are None are deleted. With `wipe` the doomed files are overwritten first.
 
     `doomed` are blocks whose files go once this is committed. They are recorded in the same transaction,
     so that a crash before the unlink does not bring deleted content back; `unlinked` ones are forgotten.
@@ -108,19 +149,23 @@ class Change:
     removed: dict[BlockKey, BlockRow] = field(default_factory=dict)
     agents: dict[AgentId, AgentRow] = field(default_factory=dict)
     removed_agents: set[AgentId] = field(default_factory=set)
+    checkpoints: dict[CheckpointId, CheckpointRow] = field(default_factory=dict)
+    removed_checkpoints: set[CheckpointId] = field(default_factory=set)
     used: dict[BlockKey, float] = field(default_factory=dict)
     doomed: dict[BlockKey, Namespace] = field(default_factory=dict)
     unlinked: set[BlockKey] = field(default_factory=set)
     documents: dict[DocumentId, DocumentRow | None] = field(default_factory=dict)
     used_documents: dict[DocumentId, float] = field(default_factory=dict)
     replies: dict[ReplyId, ReplyRow | None] = field(default_factory=dict)
+    wipe: bool = False
 
     @property
     def num_rows(self) -> int:
         """Rows that the transaction touches, for estimating how the catalog grows."""
         parts = (self.rows, self.removed, self.agents, self.removed_agents, self.used, self.doomed)
         notes = (self.documents, self.used_documents, self.replies)
-        return sum(len(part) for part in (*parts, *notes))
+        tags = (self.checkpoints, self.removed_checkpoints)
+        return sum(len(part) for part in (*parts, *tags, *notes))
 
     def remove(self, row: BlockRow) -> None:
         """Forget the block, and its file if it has one."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from threading import Lock
 
-from dormouse.domain.agents import Agent, AgentId, AgentUpdate
+from dormouse.domain.agents import Agent, AgentId, AgentUpdate, Checkpoint
 from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, unpack_tokens
 from dormouse.domain.errors import AgentNotFound, StoreError
 from dormouse.store.files import BlockFormat
 from dormouse.store.index import Head, Index, head_of
-from dormouse.store.rows import AgentRow, BlockRow, Change
+from dormouse.store.rows import AgentRow, BlockRow, Change, CheckpointRow
 
 
 @dataclass(slots=True)
@@ -34,6 +34,15 @@ class UnsavedAgent:
     rest: bytes
     saved_at: float
     on_durable: Callable[[bool], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An agent's rows at one moment; `blocks` are in no order."""
+
+    agent: AgentRow
+    checkpoints: tuple[CheckpointRow, ...]
+    blocks: Mapping[BlockKey, BlockRow]
 
 
 class StoreView:
@@ -186,6 +195,11 @@ class StoreView:
         with self._lock:
             return list(self._index.agents.keys() | self._unsaved.keys())
 
+    def named(self, tenant: str, name: str, namespace: Namespace | None = None) -> list[AgentId]:
+        """The agents of that name, one per namespace; without one, all."""
+        ids = [one for one in self.agent_ids() if (one.tenant, one.name) == (tenant, name)]
+        return [one for one in ids if namespace in (None, one.namespace)]
+
     def stored_keys(self) -> list[BlockKey]:
         """Blocks whose KV is on disk."""
         with self._lock:
@@ -210,12 +224,41 @@ class StoreView:
                 return None
             committed = self._index.chain(row.tip) if row is not None else []
             stored = self._stored_head(committed)
+            num_checkpoints = len(self._index.checkpoints.get(id, ()))
         if unsaved is None:
             assert row is not None
-            return _agent(row, stored)
+            return _agent(row, stored, num_checkpoints)
         current = {link.key for link in unsaved.update.links}
         kept = [block for block in stored if block.key in current]
-        return _agent(agent_row(unsaved, row), kept)
+        return _agent(agent_row(unsaved, row), kept, num_checkpoints)
+
+    def checkpoints(self, id: AgentId) -> list[Checkpoint]:
+        """The agent's checkpoints, the oldest first."""
+        with self._lock:
+            rows = list(self._index.checkpoints.get(id, {}).values())
+        found = [Checkpoint(row.id.tag, row.tip, row.num_tokens, row.created_at) for row in rows]
+        return sorted(found, key=lambda checkpoint: (checkpoint.created_at, checkpoint.tag))
+
+    def snapshot(self, row: AgentRow) -> Snapshot:
+        """A recorded agent, its checkpoints and all their blocks. A damaged payload counts as none."""
+        with self._lock:
+            checkpoints = tuple(self._index.checkpoints.get(row.id, {}).values())
+            blocks = {key: self._index.blocks[key] for key in self._index.reachable((row, *checkpoints))}
+            whole = {
+                key: block if self._has_payload(key) else block.without_payload()
+                for key, block in blocks.items()
+            }
+        return Snapshot(row, checkpoints, whole)
+
+    def own_chain(self, id: AgentId) -> list[BlockKey]:
+        """Those keys of `chain` that no other agent reaches. Raises AgentNotFound."""
+        chain = self.chain(id)
+        with self._lock:
+            others = self._index.reachable(self._index.refs(but=id))
+            for agent in self._unsaved.values():
+                if agent.update.id != id:
+                    others.update(link.key for link in agent.update.links)
+        return [key for key in chain if key not in others]
 
     def history(self, id: AgentId) -> list[int]:
         """The agent's tokens. Raises AgentNotFound, and StoreError when a part of them is lost."""
@@ -286,15 +329,25 @@ def tip_of(update: AgentUpdate) -> BlockKey:
 def agent_row(agent: UnsavedAgent, before: AgentRow | None) -> AgentRow:
     """The row that an update makes of `before`."""
     update = agent.update
-    return AgentRow(
+    row = AgentRow(
         update.id,
         update.model,
         tip_of(update),
         agent.rest,
         update.num_tokens,
-        before.created_at if before is not None else agent.saved_at,
-        agent.saved_at,
-        before.pinned if before is not None else False,
+        created_at=agent.saved_at,
+        used_at=agent.saved_at,
+        pinned=False,
+    )
+    if before is None:
+        return row
+    return replace(
+        row,
+        created_at=before.created_at,
+        pinned=before.pinned,
+        parent=before.parent,
+        parent_tokens=before.parent_tokens,
+        quota_nbytes=before.quota_nbytes,
     )
 
 
@@ -305,7 +358,7 @@ def not_found(name: str) -> AgentNotFound:
     )
 
 
-def _agent(row: AgentRow, stored: list[BlockRow]) -> Agent:
+def _agent(row: AgentRow, stored: list[BlockRow], num_checkpoints: int) -> Agent:
     return Agent(
         row.id,
         row.model,
@@ -316,6 +369,10 @@ def _agent(row: AgentRow, stored: list[BlockRow]) -> Agent:
         row.pinned,
         row.created_at,
         row.used_at,
+        row.parent,
+        row.parent_tokens,
+        row.quota_nbytes,
+        num_checkpoints,
     )
 
 

@@ -55,7 +55,7 @@ class Gemma3:
 
     def call_form(self, tools: Sequence[Tool]) -> CallForm:
         """JSON in blocks."""
-        calls = tuple((call_object(tool, "arguments"),) for tool in tools)
+        calls = tuple(call_object(tool, "arguments") for tool in tools)
         opening, closing = (Literal(_OPENING), Literal("\n")), (Literal(f"\n{_CLOSING}"),)
         return CallForm(opening, calls, (*closing, Literal("\n"), *opening), closing)
 

@@ -65,7 +65,7 @@ class Hermes:
 
     def call_form(self, tools: Sequence[Tool]) -> CallForm:
         """Objects between markers, or a list of them between one pair."""
-        calls = tuple((call_object(tool, "arguments"),) for tool in tools)
+        calls = tuple(call_object(tool, "arguments") for tool in tools)
         if self.is_list:
             return CallForm(
                 (Marker(_OPENING), Literal("[")), calls, (Literal(", "),), (Literal("]"), Marker(_CLOSING))

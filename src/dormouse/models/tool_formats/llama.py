@@ -57,7 +57,7 @@ class Llama3:
 
     def call_form(self, tools: Sequence[Tool]) -> CallForm:
         """Bare JSON: the marker is for Meta's own tools."""
-        return CallForm((), tuple((call_object(tool, "parameters"),) for tool in tools), (Literal("; "),), ())
+        return CallForm((), tuple(call_object(tool, "parameters") for tool in tools), (Literal("; "),), ())
 
 
 def _parse(_head: str, value: str) -> tuple[RawCall, ...] | None:

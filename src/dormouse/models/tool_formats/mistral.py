@@ -10,11 +10,11 @@ import regex
 from dormouse.domain.conversation import Message, Tool, ToolCall
 from dormouse.models.tool_formats.base import (
     CallForm,
-    Json,
     Literal,
     Marker,
     RawCall,
     Region,
+    arguments,
     call_object,
     dumps,
     raw_calls,
@@ -61,15 +61,15 @@ class Mistral:
     def call_form(self, tools: Sequence[Tool]) -> CallForm:
         """A list, or names and arguments each behind a marker."""
         if not self.is_named:
-            calls = tuple((call_object(tool, "arguments"),) for tool in tools)
+            calls = tuple(call_object(tool, "arguments") for tool in tools)
             return CallForm((Marker(_OPENING), Literal("[")), calls, (Literal(", "),), (Literal("]"),))
-        named = tuple((Literal(tool.name), Marker(_ARGUMENTS), Json(tool.parameters)) for tool in tools)
+        named = tuple((Literal(tool.name), Marker(_ARGUMENTS), arguments(tool)) for tool in tools)
         return CallForm((Marker(_OPENING),), named, (Marker(_OPENING),), ())
 
 
 def _parse(head: str, value: str) -> tuple[RawCall, ...] | None:
     named = _NAMED.fullmatch(head)
-    arguments = read_json(value)
+    read = read_json(value)
     if named is None:
-        return raw_calls(arguments, "arguments", "parameters")
-    return (RawCall(named["name"], dumps(arguments)),) if isinstance(arguments, dict) else None
+        return raw_calls(read, "arguments", "parameters")
+    return (RawCall(named["name"], dumps(read)),) if isinstance(read, dict) else None

@@ -1,0 +1,66 @@
+"""Agents as files: export is a download, import an upload, each of any size that the disk quota allows."""
+
+from __future__ import annotations
+
+import asyncio
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from dormouse.api.agent_rows import agent_row
+from dormouse.api.caller import CallerParam
+from dormouse.models.agents import Agents
+from dormouse.models.host import ModelHost
+from dormouse.store.block_store import BlockStore
+
+MEDIA_TYPE = "application/octet-stream"
+_SUFFIX = ".agent.safetensors"
+
+
+def router(host: ModelHost, store: BlockStore) -> APIRouter:
+    """The routes; to be included before those that take any path for a name."""
+    routes = APIRouter()
+    one_at_a_time = asyncio.Semaphore(1)
+
+    @routes.get("/{name:path}/export", response_class=StreamingResponse)
+    async def export(name: str, caller: CallerParam) -> StreamingResponse:
+        """The agent as one file: history, blocks, checkpoints, documents."""
+        body = await asyncio.to_thread(store.admin.export, caller.tenant, name)
+        filename = quote(name + _SUFFIX, safe="")
+        headers = {
+            "content-length": str(body.nbytes),
+            "content-disposition": f"attachment; filename*=UTF-8''{filename}",
+        }
+        return StreamingResponse(iter(body), media_type=MEDIA_TYPE, headers=headers)
+
+    @routes.post("/import", status_code=201)
+    async def import_agent(
+        request: Request, caller: CallerParam, name: str | None = None, overwrite: bool = False
+    ) -> dict[str, Any]:
+        """An agent from the file in the body; all of it is verified before anything is written."""
+        served = host.served
+        # Each upload takes its size of the disk until it is verified.
+        async with one_at_a_time:
+            with TemporaryFile(dir=store.folder) as file:
+                nbytes = await _receive(request, file)
+
+                def load() -> dict[str, Any]:
+                    agents = Agents(served, store)
+                    agent = agents.load(file, nbytes, caller.tenant, name=name, overwrite=overwrite)
+                    return agent_row(agent, served, store)
+
+                return await asyncio.to_thread(load)
+
+    return routes
+
+
+async def _receive(request: Request, file: BinaryIO) -> int:
+    """Write the body to `file`; its size in bytes. `BodyLimit` bounds it."""
+    nbytes = 0
+    async for chunk in request.stream():
+        await asyncio.to_thread(file.write, chunk)
+        nbytes += len(chunk)
+    return nbytes
