@@ -1,4 +1,4 @@
-"""A proxy that passes everything on as it is and keeps what went by: requests, and replies as streamed."""
+"""A proxy that passes everything on as it is and keeps what went by."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +12,7 @@ import anthropic
 import openai
 import pytest
 from benchmarks.server import Server, serve
+from tests.docs.clients_page import blocks, commands
 
 from dormouse.models.folder import ModelFolder
 
@@ -43,8 +47,7 @@ def test_openai_chat_streams(gpt: openai.OpenAI) -> None:
     asked: Any = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 24}
     whole = gpt.chat.completions.create(**asked)
     with gpt.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
-        assert {event.type for event in stream} >= {"chunk", "content.delta"}
-        final = stream.get_final_completion()
+        final = stream.until_done().get_final_completion()
     assert final.choices[0].message.content == whole.choices[0].message.content
     assert final.choices[0].finish_reason == whole.choices[0].finish_reason
     assert final.usage
@@ -54,11 +57,8 @@ def test_openai_chat_streams(gpt: openai.OpenAI) -> None:
 
 def test_openai_chat_takes_tool_results(gpt: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
-    call = {
-        "id": "call_1",
-        "type": "function",
-        "function": {"name": "weather", "arguments": '{"city":"Bergen"}'},
-    }
+    called = {"name": "weather", "arguments": '{"city":"Bergen"}'}
+    call = {"id": "call_1", "type": "function", "function": called}
     messages: Any = [{"role": "user", "content": QUESTION}]
     asked: Any = {"model": MODEL, "tools": [tool], "temperature": 0, "max_tokens": 16}
     first = gpt.chat.completions.create(messages=messages, **asked)
@@ -111,11 +111,9 @@ def test_anthropic_messages_stream_and_count(claude: anthropic.Anthropic) -> Non
     assert text == "".join(block.text for block in message.content if block.type == "text")
     assert prompt_tokens(message.usage) == counted
     assert 0 < message.usage.output_tokens <= 16
+    call = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}
     asked["messages"] += [
-        {
-            "role": "assistant",
-            "content": [{"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}],
-        },
+        {"role": "assistant", "content": [call]},
         {
             "role": "user",
             "content": [
@@ -138,6 +136,22 @@ def test_anthropic_errors_are_theirs(claude: anthropic.Anthropic) -> None:
         claude.messages.create(
             model="no such model", max_tokens=8, messages=[{"role": "user", "content": "hello"}]
         )
+
+
+@pytest.mark.parametrize("heading", ["OpenAI SDK", "Anthropic SDK"])
+def test_the_pages_examples_run(server: Server, heading: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks(heading, "python", server.url)
+    scope: dict[str, Any] = {}
+    exec(compile(example, heading, "exec"), scope)
+    scope["client"].close()
+    assert len(capsys.readouterr().out) > 10
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_curl_needs_no_more_than_the_page_says(server: Server) -> None:
+    for command in commands("curl", server.url):
+        done = subprocess.run([*command, "--silent"], capture_output=True, text=True, timeout=60, check=True)
+        assert "error" not in json.loads(done.stdout) or json.loads(done.stdout)["error"] is None
 
 
 def prompt_tokens(usage: anthropic.types.Usage) -> int:

@@ -55,7 +55,7 @@ def router(services: Services) -> APIRouter:
             raise InvalidRequest("an agent gives one reply; leave n out", param="n")
         generation = await turn.begin(http)
         if body.stream:
-            return sse.stream(turn.frames(generation))
+            return sse.stream(turn.frames(generation), turn)
         try:
             finished = await unless_gone(http, turn.whole(generation))
         finally:
@@ -162,7 +162,7 @@ class _Turn:
     async def frames(self, generation: Generation) -> AsyncGenerator[str, None]:
         """The reply as a stream of chat chunks."""
         rendering = self._rendering
-        async with self._held, contextlib.aclosing(generation.events()) as events:
+        async with contextlib.aclosing(generation.events()) as events:
             yield sse.data(rendering.first(0))
             try:
                 async for event in events:

@@ -49,7 +49,8 @@ def router(services: Services) -> APIRouter:
         why = misses.why(caller.tenant, body.previous_message_id, sent)
         misses.remember(caller.tenant, message_id, sent)
         if body.stream:
-            return sse.stream(_frames(generation, message_id, body.model, why, call_of(http).id))
+            frames = _frames(generation, message_id, body.model, why, call_of(http).id)
+            return sse.stream(frames, generation)
         end = await unless_gone(http, generation.complete())
         await generation.aclose()
         if end is None:
@@ -73,7 +74,7 @@ async def _frames(
     generation: Generation, message_id: str, model: str, why: Miss | None, request_id: str
 ) -> AsyncGenerator[str, None]:
     stream = MessageStream(message_id, model, generation.served.engine.runtime.cache.block_size)
-    async with contextlib.aclosing(generation), contextlib.aclosing(generation.events()) as events:
+    async with contextlib.aclosing(generation.events()) as events:
         used = await generation.started()
         for frame in _named(stream.first(used, why.render(used) if why else None)):
             yield frame

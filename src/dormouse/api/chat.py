@@ -45,7 +45,7 @@ def router(services: Services) -> APIRouter:
         )
         choices = await Choices.begin(services, served, [ask, *ask.others(samplings[1:])])
         if body.stream:
-            return sse.stream(_frames(choices, rendering, body))
+            return sse.stream(_frames(choices, rendering, body), choices)
         answers = await unless_gone(http, choices.whole())
         await choices.aclose()
         if answers is None:
@@ -57,7 +57,7 @@ def router(services: Services) -> APIRouter:
 
 async def _frames(choices: Choices, rendering: ChatRendering, body: ChatBody) -> AsyncGenerator[str, None]:
     ends: list[End] = []
-    async with contextlib.aclosing(choices), contextlib.aclosing(choices.events()) as events:
+    async with contextlib.aclosing(choices.events()) as events:
         for index in range(body.n or 1):
             yield sse.data(rendering.first(index))
         try:
