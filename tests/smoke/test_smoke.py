@@ -110,9 +110,10 @@ def test_requests_leave_nothing_open(live: Live) -> None:
 
     def ask(count: int) -> None:
         for number in range(count):
-            with live.server.client() as client, client.stream(
-                "POST", "/v1/chat/completions", json=body
-            ) as answer:
+            with (
+                live.server.client() as client,
+                client.stream("POST", "/v1/chat/completions", json=body) as answer,
+            ):
                 if number % 2:
                     answer.read()
                 else:
