@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -100,6 +101,29 @@ def test_a_turn_that_fails_leaves_the_agent_as_it_was(service: Service) -> None:
     assert say(service, "x", n=2).json()["error"]["param"] == "n"
     assert len(service.http.get("/v1/agents/me/messages").json()["data"]) == 2
     text_of(say(service, "go on"))
+
+
+def test_a_first_turn_that_is_cut_leaves_an_agent_that_can_be_spoken_to(service: Service) -> None:
+    make(service, settings={"temperature": 0, "max_tokens": 60})
+    body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+    with service.http.stream("POST", "/v1/agents/me/messages", json=body) as answer:
+        next(answer.iter_lines())
+    assert service.http.get("/v1/agents/me/messages").json()["data"] == []
+    text_of(say(service, "hello again"))
+
+
+def test_a_deleted_agents_words_do_not_come_back(service: Service) -> None:
+    make(service)
+    turn = service.http.build_request(
+        "POST", "/v1/agents/me/messages", json={"messages": [{"role": "user", "content": "secret"}]}
+    )
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(service.http.send, turn)
+        service.http.delete("/v1/agents/me")
+        said.result(30)
+    service.http.delete("/v1/agents/me")
+    make(service)
+    assert service.http.get("/v1/agents/me/messages").json()["data"] == []
 
 
 def test_what_it_was_made_with_must_fit(service: Service) -> None:

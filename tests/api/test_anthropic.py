@@ -12,6 +12,9 @@ from tests.api.conftest import Service
 
 LONG = "the quick brown fox jumps over the lazy dog and then over the next one, " * 4
 
+RESULT = {"type": "tool_result", "tool_use_id": "t"}
+DOCUMENT = {"type": "document", "source": "x"}
+
 
 def ask(service: Service, text: str = "hello", **fields: Any) -> httpx.Response:
     messages = [{"role": "user", "content": text}]
@@ -190,6 +193,17 @@ def test_a_miss_is_explained_to_who_asks(service: Service) -> None:
         ({"max_tokens": -1}, 400, "invalid_request_error"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, 400, "invalid_request_error"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
+        (
+            {"messages": [{"role": "user", "content": [RESULT | {"content": 5}]}]},
+            400,
+            "invalid_request_error",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [RESULT | {"content": ["a"]}]}]},
+            400,
+            "invalid_request_error",
+        ),
+        ({"messages": [{"role": "user", "content": [DOCUMENT]}]}, 400, "invalid_request_error"),
         ({"text": "x" * 90_000}, 400, "invalid_request_error"),
         ({"text": "x" * 200_000}, 413, "request_too_large"),
     ],

@@ -10,6 +10,10 @@ import openai
 import pytest
 from tests.api.conftest import Service
 
+from dormouse.api.generation import Delta
+from dormouse.api.responses_schema import ResponsesBody
+from dormouse.api.responses_stream import ResponseStream
+from dormouse.domain.conversation import Called, ToolCall
 from dormouse.runtimes.fake import FakeRuntime
 
 LONG = "the quick brown fox jumps over the lazy dog and then over the next one, " * 4
@@ -146,6 +150,17 @@ def test_what_codex_sends_is_accepted(service: Service) -> None:
     assert events(answer)[-1]["type"] == "response.incomplete"
 
 
+def test_tools_of_one_name_in_two_namespaces_are_told_apart() -> None:
+    inner = [{"type": "function", "name": "search"}]
+    tools = [{"type": "namespace", "name": name, "tools": inner} for name in ("a", "b")]
+    body = ResponsesBody(model="fake", input="x", tools=tools)
+    toolbox = body.toolbox()
+    assert [tool.name for tool in toolbox.tools] == ["a__search", "b__search"]
+    stream = ResponseStream(body, toolbox)
+    events = list(stream.delta(Delta((Called(ToolCall("call_1", "b__search", "{}")),))))
+    assert (events[-1]["item"]["namespace"], events[-1]["item"]["name"]) == ("b", "search")
+
+
 def test_a_context_that_is_too_long_fails_in_the_stream(service: Service) -> None:
     last = events(ask(service, "x" * 90_000, stream=True))[-1]
     assert last["type"] == "response.failed"
@@ -170,6 +185,12 @@ def test_input_tokens_are_counted(service: Service) -> None:
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.json_schema.schema"),
+        ({"text": {"format": "json"}}, "text.format"),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": "x"}]}, "tools"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": ["x"]}}, "tool_choice"),
+        ({"given": [{"type": "reasoning", "summary": "x"}]}, "input.0"),
+        ({"given": [{"type": "item_reference", "id": "msg_1"}]}, "input.0"),
+        ({"truncation": "auto"}, "truncation"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(

@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dormouse.api.agent_rows import agent_row, render_checkpoint
 from dormouse.api.caller import CallerParam
+from dormouse.api.services import Services
 from dormouse.models.agents import Agents
-from dormouse.models.host import ModelHost
-from dormouse.store.block_store import BlockStore
 
 
 class ForkBody(BaseModel):
@@ -40,8 +39,9 @@ class RollbackBody(BaseModel):
     checkpoint: str
 
 
-def router(host: ModelHost, store: BlockStore) -> APIRouter:
+def router(services: Services) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
+    host, store, turns = services.host, services.store, services.turns
     routes = APIRouter()
 
     @routes.post("/{name:path}/fork", status_code=201)
@@ -52,12 +52,14 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
             agent = store.admin.fork(caller.tenant, name, body.name, tag=body.checkpoint)
             return agent_row(agent, host.served, store)
 
-        return await asyncio.to_thread(make)
+        async with turns.take(caller.tenant, name):
+            return await asyncio.to_thread(make)
 
     @routes.post("/{name:path}/checkpoints", status_code=201)
     async def make_checkpoint(name: str, body: CheckpointBody, caller: CallerParam) -> dict[str, Any]:
         """Give the present state a name."""
-        made = await asyncio.to_thread(store.admin.tag, caller.tenant, name, body.name)
+        async with turns.take(caller.tenant, name):
+            made = await asyncio.to_thread(store.admin.tag, caller.tenant, name, body.name)
         return render_checkpoint(made)
 
     @routes.get("/{name:path}/checkpoints")
@@ -81,7 +83,8 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
             agent = Agents(served, store).rollback(caller.tenant, name, body.checkpoint)
             return agent_row(agent, served, store)
 
-        return await asyncio.to_thread(roll_back)
+        async with turns.take(caller.tenant, name):
+            return await asyncio.to_thread(roll_back)
 
     @routes.post("/{name:path}/sleep")
     async def sleep(name: str, caller: CallerParam) -> dict[str, Any]:

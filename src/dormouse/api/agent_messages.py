@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Annotated, Any
-from weakref import WeakValueDictionary
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -25,12 +25,9 @@ from dormouse.api.identity import Identity
 from dormouse.api.services import Services
 from dormouse.api.transcripts import Transcripts
 from dormouse.domain.agents import check_agent_name
-from dormouse.domain.errors import AgentBusy, DormouseError, InvalidRequest
+from dormouse.domain.errors import AgentNotFound, DormouseError, InvalidRequest
 from dormouse.models.decisions import Decision
 from dormouse.models.served import ServedModel
-
-_TURN_WAIT_S = 60.0
-"""A turn waits so long for the one before it."""
 
 
 class TurnBody(ChatBody):
@@ -45,12 +42,11 @@ def router(services: Services) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
     routes = APIRouter()
     transcripts = Transcripts(services.store)
-    turns = _Turns()
 
     @routes.post("/{name:path}/messages")
     async def append(name: str, body: TurnBody, http: HttpRequest, caller: CallerParam) -> Response:
         """Say something to an agent, and have its reply."""
-        turn = _Turn(services, transcripts, turns, caller.tenant, check_agent_name(name), body)
+        turn = _Turn(services, transcripts, caller.tenant, check_agent_name(name), body)
         if body.n not in (None, 1):
             raise InvalidRequest("an agent gives one reply; leave n out", param="n")
         generation = await turn.begin(http)
@@ -79,28 +75,6 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-class _Turns:
-    """One turn of an agent after the other. Owned by the event loop."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-
-    @contextlib.asynccontextmanager
-    async def take(self, tenant: str, name: str) -> AsyncIterator[None]:
-        """Wait for the turns before. Raises AgentBusy when they take too long."""
-        lock = self._locks.setdefault((tenant, name), asyncio.Lock())
-        try:
-            await asyncio.wait_for(lock.acquire(), _TURN_WAIT_S)
-        except TimeoutError:
-            raise AgentBusy(
-                f"agent '{name}' is still replying; send the next turn when it has finished", param="agent"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-
 class _Turn:
     """One turn: the transcript before it, its reply, and the transcript after it."""
 
@@ -108,14 +82,12 @@ class _Turn:
         self,
         services: Services,
         transcripts: Transcripts,
-        turns: _Turns,
         tenant: str,
         name: str,
         body: TurnBody,
     ) -> None:
         self._services = services
         self._transcripts = transcripts
-        self._turns = turns
         self._tenant = tenant
         self._name = name
         self._body = body
@@ -130,7 +102,8 @@ class _Turn:
             raise
 
     async def _begin(self, http: HttpRequest) -> Generation:
-        await self._held.enter_async_context(self._turns.take(self._tenant, self._name))
+        turns = self._services.turns
+        self._turn = await self._held.enter_async_context(turns.take(self._tenant, self._name))
         self._before = await asyncio.to_thread(self._transcripts.read, self._tenant, self._name)
         model = self._body.model or self._before.model or self._services.host.served.name
         self._served = await self._services.host.serve(model)
@@ -149,6 +122,10 @@ class _Turn:
             self._tenant,
             call_of(http),
         )
+        if not self._before.model:
+            # From here on the server keeps the conversation, also when this first turn is cut.
+            start = replace(self._before, model=self._served.name)
+            await asyncio.to_thread(self._transcripts.write, self._tenant, self._name, start)
         generation = await Generation.begin(self._services, self._served, ask)
         self._held.push_async_callback(generation.aclose)
         return generation
@@ -184,7 +161,9 @@ class _Turn:
         await self._held.aclose()
 
     async def _keep(self, end: End) -> None:
-        """The turn is said and answered: both are kept before the client is told."""
+        """The turn is said and answered: both are kept before the client is told. Raises AgentNotFound."""
+        if self._turn.is_void:
+            raise AgentNotFound(f"agent '{self._name}' was deleted while it replied")
         after = self._before.after(self._body, end.reply, self._served.name)
         await asyncio.to_thread(self._transcripts.write, self._tenant, self._name, after)
 
@@ -192,7 +171,7 @@ class _Turn:
 def _render(decision: Decision, served: ServedModel) -> dict[str, Any]:
     used, where = decision.usage, decision.divergence
     diverged = None
-    if where is not None:
+    if where is not None and decision.model == served.name:  # whose tokens are they?
         diverged = {
             "at_token": where.at,
             "remembered": served.chat.decode(where.remembered),
@@ -200,6 +179,7 @@ def _render(decision: Decision, served: ServedModel) -> dict[str, Any]:
         }
     return {
         "at": iso(decision.at),
+        "model": decision.model,
         "history_tokens": decision.history_tokens,
         "prompt_tokens": used.prompt_tokens,
         "matched_tokens": used.cached_tokens,

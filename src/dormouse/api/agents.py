@@ -67,7 +67,7 @@ def router(services: Services) -> APIRouter:
     host, store = services.host, services.store
     routes = APIRouter(prefix=PREFIX)
     routes.include_router(agent_files.router(host, store))
-    routes.include_router(agent_actions.router(host, store))
+    routes.include_router(agent_actions.router(services))
     routes.include_router(agent_messages.router(services))
 
     def one(tenant: str, name: str) -> dict[str, Any]:
@@ -132,9 +132,11 @@ def router(services: Services) -> APIRouter:
     @routes.delete("/{name:path}")
     async def delete_agent(name: str, caller: CallerParam) -> dict[str, Any]:
         """Forget an agent: its history, its documents, and the blocks that only it has."""
+        services.turns.void(caller.tenant, name)
         await asyncio.to_thread(
             lambda: Agents(host.served, store).delete(caller.tenant, check_agent_name(name))
         )
+        services.turns.void(caller.tenant, name)
         services.decisions.forget(caller.tenant, name)
         return {"id": name, "object": "agent.deleted", "deleted": True}
 

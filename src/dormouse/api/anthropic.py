@@ -32,8 +32,9 @@ def router(services: Services) -> APIRouter:
     @routes.post("")
     async def messages(body: MessagesBody, http: HttpRequest, caller: CallerParam) -> Response:
         """Continue a conversation."""
-        served = await services.host.serve(body.model)
         conversation = body.conversation()
+        # What can only be refused is refused before a model is swapped in for it.
+        served = await services.host.serve(body.model)
         message_id = anthropic_stream.new_message_id()
         ask = Ask(
             message_id,
@@ -51,8 +52,8 @@ def router(services: Services) -> APIRouter:
         if body.stream:
             frames = _frames(generation, message_id, body.model, why, call_of(http).id)
             return sse.stream(frames, generation)
-        end = await unless_gone(http, generation.complete())
-        await generation.aclose()
+        async with contextlib.aclosing(generation):
+            end = await unless_gone(http, generation.complete())
         if end is None:
             return Response(status_code=CLIENT_GONE)
         diagnostics = why.render(end.usage) if why else None

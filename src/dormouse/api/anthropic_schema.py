@@ -46,9 +46,9 @@ class ToolBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: str
+    name: str = ""
     type: str | None = None
-    description: str = ""
+    description: str | None = None
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
 
@@ -69,7 +69,6 @@ class ThinkingBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     type: str
-    display: str | None = None
 
 
 class PromptBody(BaseModel):
@@ -112,9 +111,9 @@ class PromptBody(BaseModel):
     def _tools(self) -> tuple[Tool, ...]:
         # Server tools (web search, ...) are offered by nobody here; refusing them would end the session.
         return tuple(
-            Tool(tool.name, tool.description, tool.input_schema, bool(tool.strict))
+            Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict))
             for tool in self.tools or ()
-            if tool.input_schema is not None
+            if tool.input_schema is not None and tool.name
         )
 
     def _choice(self) -> ToolChoice:
@@ -141,10 +140,9 @@ class PromptBody(BaseModel):
         return OutputFormat(schema)
 
     def _variables(self) -> dict[str, Any]:
-        """Templates of reasoning models know `enable_thinking`; others never look."""
-        if self.thinking is None:
-            return {}
-        return {"enable_thinking": self.thinking.type != "disabled"}
+        """Templates of reasoning models know `enable_thinking`; others never look. Who does not ask for
+        thinking reads the first block as the answer."""
+        return {"enable_thinking": self.thinking is not None and self.thinking.type != "disabled"}
 
 
 class MessagesBody(PromptBody):
@@ -210,9 +208,7 @@ def _call(block: Block, where: str) -> ToolCall:
 
 
 def _result(block: Block, where: str) -> Message:
-    content = block.get("content", "")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    text = "\n".join(_text(part, where) for part in parts)
+    text = _texts(block.get("content"), where)
     if block.get("is_error"):
         text = f"Error: {text}"
     return Message(Role.TOOL, text, call_id=str(block.get("tool_use_id", "")))
@@ -227,18 +223,26 @@ def _text(block: Mapping[str, Any], where: str) -> str:
         case "tool_reference":
             return str(block.get("tool_name") or "")
         case "search_result":
-            return "\n".join(_text(part, where) for part in block.get("content") or ())
+            return _texts(block.get("content"), where)
         case "document":
-            return _document(block.get("source") or {}, where)
+            return _document(block.get("source"), where)
         case str() if kind in _SILENT or kind.endswith("_tool_result"):
             return ""
     raise InvalidRequest(f"content of type '{kind}' is not supported by this model; send text", param=where)
 
 
-def _document(source: Mapping[str, Any], where: str) -> str:
-    if source.get("type") == "text":
+def _texts(content: Any, where: str) -> str:
+    """The text of a content: a text, or a list of blocks. Raises InvalidRequest."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise InvalidRequest("content is neither a text nor a list of blocks", param=where)
+    return "\n".join(_text(part, where) for part in content)
+
+
+def _document(source: Any, where: str) -> str:
+    if isinstance(source, dict) and source.get("type") == "text":
         return str(source.get("data") or "")
-    if source.get("type") == "content":
-        content = source.get("content")
-        return content if isinstance(content, str) else "\n".join(_text(p, where) for p in content or ())
+    if isinstance(source, dict) and source.get("type") == "content":
+        return _texts(source.get("content"), where)
     raise InvalidRequest("only documents of plain text are supported; send text", param=where)

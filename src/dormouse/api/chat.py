@@ -28,10 +28,11 @@ def router(services: Services) -> APIRouter:
     @routes.post("/chat/completions")
     async def chat_completions(body: ChatBody, http: HttpRequest, caller: CallerParam) -> Response:
         """Continue a conversation."""
+        conversation = body.conversation()
+        # What can only be refused is refused before a model is swapped in for it.
         served = await services.host.serve(body.model)
         top = (body.top_logprobs or 0) if body.logprobs else None
         samplings = body.samplings(top_logprobs=top, vocab_size=served.vocab_size)
-        conversation = body.conversation()
         identity = identify(http.headers, body.hints(has_tools=bool(conversation.tools)))
         rendering = ChatRendering(served, body)
         ask = Ask(
@@ -46,8 +47,8 @@ def router(services: Services) -> APIRouter:
         choices = await Choices.begin(services, served, [ask, *ask.others(samplings[1:])])
         if body.stream:
             return sse.stream(_frames(choices, rendering, body), choices)
-        answers = await unless_gone(http, choices.whole())
-        await choices.aclose()
+        async with contextlib.aclosing(choices):
+            answers = await unless_gone(http, choices.whole())
         if answers is None:
             return Response(status_code=CLIENT_GONE)
         return JSONResponse(rendering.whole(answers))

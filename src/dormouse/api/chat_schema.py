@@ -183,11 +183,14 @@ def tool_choice(wanted: str | dict[str, Any] | None, names: list[str], *, parall
         return ToolChoice(ToolMode(wanted), parallel=parallel)
     match wanted.get("type"):
         case "function":
-            name = (wanted.get("function") or wanted).get("name")
+            name = _inner(wanted, "function", "tool_choice").get("name")
             chosen, mode, parallel = [str(name)], ToolMode.REQUIRED, False
         case "allowed_tools":
-            allowed = wanted.get("allowed_tools") or wanted
-            chosen = [str((tool.get("function") or tool).get("name")) for tool in allowed.get("tools", ())]
+            allowed = _inner(wanted, "allowed_tools", "tool_choice")
+            chosen = [
+                str(_inner(tool, "function", "tool_choice").get("name"))
+                for tool in allowed.get("tools") or ()
+            ]
             mode = ToolMode.REQUIRED if allowed.get("mode") == "required" else ToolMode.AUTO
         case kind:
             raise InvalidRequest(f"tool_choice of type '{kind}' is not supported", param="tool_choice")
@@ -199,17 +202,26 @@ def tool_choice(wanted: str | dict[str, Any] | None, names: list[str], *, parall
     return ToolChoice(mode, tuple(chosen), parallel)
 
 
-def output_format(wanted: dict[str, Any] | None, where: str) -> OutputFormat | None:
+def _inner(outer: Any, name: str, where: str) -> dict[str, Any]:
+    """The object below `name`, which some dialects leave out. Raises InvalidRequest when it is none."""
+    found = outer.get(name) or outer if isinstance(outer, dict) else None
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{where}: '{name}' is no object", param=where)
+    return found
+
+
+def output_format(wanted: Any, where: str) -> OutputFormat | None:
     """What a `response_format`, or `text.format`, means. Raises InvalidRequest."""
+    if wanted is not None and not isinstance(wanted, dict):
+        raise InvalidRequest(f"{where} is no object", param=where)
     match (wanted or {}).get("type", "text"):
         case "text":
             return None
         case "json_object":
             return OutputFormat(None)
         case "json_schema":
-            assert wanted is not None
             # Chat completions nest what Responses have flat.
-            given = wanted.get("json_schema") or wanted
+            given = _inner(wanted, "json_schema", where)
             schema = given.get("schema")
             if not isinstance(schema, dict):
                 raise InvalidRequest("json_schema has no schema", param=f"{where}.json_schema.schema")

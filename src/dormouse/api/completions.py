@@ -51,8 +51,8 @@ def router(services: Services) -> APIRouter:
         choices = await Choices.begin(services, served, asks)
         if body.stream:
             return sse.stream(_frames(choices, rendering), choices)
-        answers = await unless_gone(http, choices.whole())
-        await choices.aclose()
+        async with contextlib.aclosing(choices):
+            answers = await unless_gone(http, choices.whole())
         if answers is None:
             return Response(status_code=CLIENT_GONE)
         return JSONResponse(rendering.whole(answers))

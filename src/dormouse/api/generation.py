@@ -27,6 +27,7 @@ from dormouse.domain.requests import (
     Failed,
     Finished,
     FinishReason,
+    Priority,
     Request,
     SamplingParams,
     Started,
@@ -147,7 +148,7 @@ class Generation:
             tenant=ask.tenant,
             deadline_s=served.deadline_s,
             constraint=prepared.constraint,
-            priority=ask.identity.priority,
+            priority=prepared.priority,
         )
         if ask.call is not None:
             self._request = ask.call.observe(self._request, served.name)
@@ -182,17 +183,24 @@ class Generation:
     async def events(self) -> AsyncGenerator[Delta | End | None, None]:
         """Deltas, None in every long silence, and the End. Raises the error of a reply that failed."""
         first_token_at: float | None = None
+        shown_at = time.monotonic()
         while not self._ended:
             event = await self._sink.next(PING_INTERVAL_S)
             self._ended = isinstance(event, Finished | Failed)
             match event:
                 case None:
+                    shown_at = time.monotonic()
                     yield None
                 case TextDelta(text, logprobs):
                     first_token_at = first_token_at or time.monotonic()
                     pieces = self._push(text)
                     if pieces or logprobs:
+                        shown_at = time.monotonic()
                         yield Delta(self._answer.add(pieces), logprobs)
+                    elif time.monotonic() - shown_at >= PING_INTERVAL_S:
+                        # A call is shown when it is whole, which may take long.
+                        shown_at = time.monotonic()
+                        yield None
                 case Failed(error):
                     raise error
                 case Finished():
@@ -229,7 +237,9 @@ class Generation:
         reply = self._answer.message()
         self._note(finished, reply, waited_s)
         num_thought = self._num_thought(finished) if reply.reasoning else 0
-        return End(self._reason(finished, reply), finished.usage, finished.stop, num_thought, reply)
+        reason = self._reason(finished, reply)
+        stop = finished.stop if reason is StopReason.STOP_STRING else None
+        return End(reason, finished.usage, stop, num_thought, reply)
 
     def _reason(self, finished: Finished, reply: Message) -> StopReason:
         if finished.reason is FinishReason.LENGTH:
@@ -238,29 +248,28 @@ class Generation:
             is_full = used >= self._served.engine.max_length
             by_context = is_full and (wanted is None or finished.usage.completion_tokens < wanted)
             return StopReason.CONTEXT_FULL if by_context else StopReason.MAX_TOKENS
-        if finished.stop is not None:
-            return StopReason.STOP_STRING
-        return StopReason.CALLS if reply.calls else StopReason.END
+        if reply.calls:
+            return StopReason.CALLS
+        return StopReason.END if finished.stop is None else StopReason.STOP_STRING
 
     def _note(self, finished: Finished, reply: Message, waited_s: float) -> None:
         """Remember the reply as it was generated, and why its prompt was found or not."""
         prepared, ask = self._prepared, self._ask
-        if prepared.prompt is not None and finished.tokens:
+        # What a stop string cut has tokens that nobody was shown.
+        if prepared.prompt is not None and finished.tokens and finished.stop is None:
             prepared.prompter.remember(prepared.prompt, reply, finished.tokens)
         if ask.identity.agent is not None:
-            decision = decided(prepared.history, finished.usage, waited_s, prepared.divergence)
+            decision = decided(
+                self._served.name, prepared.history, finished.usage, waited_s, prepared.divergence
+            )
             self._services.decisions.note(ask.tenant, ask.identity.agent, decision)
 
     def _num_thought(self, finished: Finished) -> int:
-        """Generated tokens up to the end of the reasoning."""
-        stream = self._served.chat.decode_stream()
-        seen = ""
-        end = len(self._answer.thought.strip())
-        for count, token in enumerate(finished.tokens, 1):
-            seen += stream.push(token)
-            if len(seen.strip()) > end:
-                return count
-        return len(finished.tokens)
+        """About so many of the generated tokens were thought: by the share of the shown text that was."""
+        call_texts = sum(len(called.call.arguments) for called in self._answer.calls)
+        shown = len(self._answer.said) + call_texts
+        thought = len(self._answer.thought)
+        return round(len(finished.tokens) * thought / (thought + shown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +284,7 @@ class _Prepared:
     constraint: Constraint | None = None
     history: tuple[int, ...] = ()
     divergence: Divergence | None = None
+    priority: Priority = Priority.MAIN
 
 
 def prompter_of(services: Services, served: ServedModel, tenant: str) -> Prompter:
@@ -295,18 +305,27 @@ def _prepare(services: Services, served: ServedModel, ask: Ask) -> _Prepared:
         with contextlib.suppress(AgentNotFound, StoreError):
             agent = AgentId(ask.tenant, ask.identity.agent, _namespace(served, ask.tenant))
             history = tuple(services.store.history(agent))
+    prepared = _Prepared((), prompter, history=history, priority=_priority(services, ask))
     if not isinstance(ask.source, Conversation):
-        return _Prepared(ask.source, prompter, None, None, None, history, divergence(history, ask.source))
+        return replace(prepared, tokens=ask.source, divergence=divergence(history, ask.source))
     prompt = prompter.prepare(ask.source)
-    return _Prepared(
-        prompt.tokens,
-        prompter,
-        prompt,
-        served.chat.reply_parser(ask.source, prompt.text),
-        served.chat.constraint(ask.source, prompt.text),
-        history,
-        divergence(history, prompt.tokens),
+    return replace(
+        prepared,
+        tokens=prompt.tokens,
+        prompt=prompt,
+        parser=served.chat.reply_parser(ask.source, prompt.text),
+        constraint=served.chat.constraint(ask.source, prompt.text),
+        divergence=divergence(history, prompt.tokens),
     )
+
+
+def _priority(services: Services, ask: Ask) -> Priority:
+    """What is asked beside a conversation stands behind it, once there is one."""
+    if ask.identity.main is not None:
+        with contextlib.suppress(AgentNotFound):
+            services.store.agent(ask.tenant, ask.identity.main)
+            return Priority.SIDE
+    return ask.identity.priority
 
 
 async def unless_gone(http: HttpRequest, work: Awaitable[T]) -> T | None:

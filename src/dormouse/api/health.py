@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from dormouse.api.caller import Caller, CallerParam
 from dormouse.engine.engine import Engine
 from dormouse.models.change import Change
 from dormouse.models.host import ModelHost
@@ -63,11 +64,15 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
     routes = APIRouter(prefix="/health")
 
     @routes.get("")
-    async def health() -> JSONResponse:
-        """Status, reasons and counts: 200 while requests are answered, `degraded` included."""
+    async def health(caller: CallerParam) -> JSONResponse:
+        """Status, reasons and counts: 200 while requests are answered, `degraded` included.
+
+        Without an admin key, where keys are in use, only what probes need.
+        """
         found = diagnose(host, store)
-        body: dict[str, Any] = {"status": found.status, "reasons": found.reasons, "ready": found.is_ready}
-        if host.has_started:
+        body: dict[str, Any] = {"status": found.status, "ready": found.is_ready}
+        body["reasons"] = _told(found, caller)
+        if host.has_started and caller.is_admin:
             served = host.served
             stats, runtime = served.engine.stats(), served.engine.runtime
             body |= {
@@ -81,27 +86,35 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
         return JSONResponse(body, 200 if found.status in ("ok", "degraded") else 503)
 
     @routes.get("/live")
-    async def live() -> JSONResponse:
+    async def live(caller: CallerParam) -> JSONResponse:
         """503 when only a restart helps."""
         found = diagnose(host, store)
-        return _probe(found, found.status != "dead")
+        return _probe(found, found.status != "dead", caller)
 
     @routes.get("/ready")
-    async def ready() -> JSONResponse:
+    async def ready(caller: CallerParam) -> JSONResponse:
         """503 while requests are refused or would wait for a model."""
         found = diagnose(host, store)
-        return _probe(found, found.is_ready)
+        return _probe(found, found.is_ready, caller)
 
     @routes.get("/startup")
-    async def startup() -> JSONResponse:
+    async def startup(caller: CallerParam) -> JSONResponse:
         """503 until the first model is loaded; the reasons say what is being done."""
-        return _probe(diagnose(host, store), host.has_started)
+        return _probe(diagnose(host, store), host.has_started, caller)
 
     return routes
 
 
-def _probe(found: Diagnosis, is_good: bool) -> JSONResponse:
-    return JSONResponse({"status": found.status, "reasons": found.reasons}, 200 if is_good else 503)
+def _probe(found: Diagnosis, is_good: bool, caller: Caller) -> JSONResponse:
+    body = {"status": found.status, "reasons": _told(found, caller)}
+    return JSONResponse(body, 200 if is_good else 503)
+
+
+def _told(found: Diagnosis, caller: Caller) -> list[dict[str, str]]:
+    """The reasons; their words name folders and models, which is for admins alone."""
+    if caller.is_admin:
+        return found.reasons
+    return [{"code": reason["code"]} for reason in found.reasons]
 
 
 def _look_at_disk(store: BlockStore, found: Diagnosis) -> None:

@@ -20,6 +20,7 @@ _SESSION_HEADERS = (
     ("x-session-id", "session"),
     ("x-openwebui-chat-id", "openwebui"),
 )
+_SIDE = "/side"
 _SIDE_CLASSES = frozenset({"auxiliary"})
 _OLD_USER_ID = re.compile(r"^user_[0-9a-f]+_account_[^_]*_session_(?P<session>[0-9a-f-]+)$", re.I)
 """What Claude Code sent before 2.1.78."""
@@ -39,10 +40,12 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`agent` is None for a request that nobody's name is on."""
+    """`agent` is None for a request that nobody's name is on. `main` names the conversation beside which this
+    is asked, if it is one: where that conversation exists, this is a side request."""
 
     agent: str | None = None
     priority: Priority = Priority.MAIN
+    main: str | None = None
 
 
 def identify(headers: Mapping[str, str], hints: Hints) -> Identity:
@@ -57,7 +60,10 @@ def identify(headers: Mapping[str, str], hints: Hints) -> Identity:
     priority = Priority.MAIN
     if headers.get("x-claude-code-request-class") in _SIDE_CLASSES:
         priority = Priority.SIDE
-    return Identity(_as_name(name) if name else None, priority)
+    if not name:
+        return Identity(None, priority)
+    main = name.removesuffix(_SIDE) if name.endswith(_SIDE) else None
+    return Identity(_as_name(name), priority, _as_name(main) if main else None)
 
 
 def _names(headers: Mapping[str, str], hints: Hints) -> Iterator[str | None]:
@@ -81,8 +87,8 @@ def _names(headers: Mapping[str, str], hints: Hints) -> Iterator[str | None]:
 def _coding_name(client: str, session: str, agent: str | None, hints: Hints) -> str:
     """Titles and summaries come under the name of the session as well, but without its tools: they get a
     name of their own, or each would take the conversation's place."""
-    parts = [client, session, *([agent] if agent else []), *([] if hints.has_tools else ["side"])]
-    return "/".join(parts)
+    name = "/".join([client, session, *([agent] if agent else [])])
+    return name if hints.has_tools else name + _SIDE
 
 
 def _claude_session(user_id: str | None) -> str | None:
@@ -94,7 +100,7 @@ def _claude_session(user_id: str | None) -> str | None:
         return old["session"]
     try:
         fields = json.loads(user_id)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     session = fields.get("session_id") if isinstance(fields, dict) else None
     return session if isinstance(session, str) else None

@@ -18,9 +18,9 @@ from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_
 from dormouse.api.identity import identify
 from dormouse.api.response_store import ResponseStore, StoredResponse
 from dormouse.api.responses_schema import Item, ResponsesBody
-from dormouse.api.responses_stream import ResponseStream, status_of
+from dormouse.api.responses_stream import ResponseStream
 from dormouse.api.services import Services
-from dormouse.domain.errors import ContextLengthExceeded, DormouseError
+from dormouse.domain.errors import ContextLengthExceeded, DormouseError, QueueFull, RateLimited
 from dormouse.models.served import ServedModel
 
 _PATH = "/v1/responses"
@@ -34,26 +34,28 @@ def router(services: Services) -> APIRouter:
     @routes.post("")
     async def create(body: ResponsesBody, http: HttpRequest, caller: CallerParam) -> Response:
         """Answer an input, after a stored response where one is named."""
-        served = await services.host.serve(body.model)
         body.check()
         past = await asyncio.to_thread(stored.past, caller.tenant, body.previous_response_id)
         toolbox = body.toolbox()
+        conversation = body.conversation_after(past, toolbox)
+        # What can only be refused is refused before a model is swapped in for it.
+        served = await services.host.serve(body.model)
         stream = ResponseStream(body, toolbox)
         ask = Ask(
             stream.id,
-            body.conversation_after(past, toolbox),
+            conversation,
             body.sampling(),
             body.limit,
             identify(http.headers, body.hints()),
             caller.tenant,
             call_of(http),
         )
-        reply = _Reply(services, served, stored, caller.tenant, body, stream)
+        reply = _Reply(stored, caller.tenant, body, stream)
         if body.stream:
-            return sse.stream(reply.frames(await reply.begin(ask)), reply)
+            return sse.stream(reply.frames(await reply.begin(services, served, ask)), reply)
         generation = await Generation.begin(services, served, ask)
-        finished = await unless_gone(http, reply.whole(generation))
-        await generation.aclose()
+        async with contextlib.aclosing(generation):
+            finished = await unless_gone(http, reply.whole(generation))
         return Response(status_code=CLIENT_GONE) if finished is None else JSONResponse(finished)
 
     @routes.post("/input_tokens")
@@ -98,26 +100,23 @@ class _Reply:
 
     def __init__(
         self,
-        services: Services,
-        served: ServedModel,
         stored: ResponseStore,
         tenant: str,
         body: ResponsesBody,
         stream: ResponseStream,
     ) -> None:
-        self._services = services
-        self._served = served
         self._stored = stored
         self._tenant = tenant
         self._body = body
         self._stream = stream
         self._generation: Generation | None = None
 
-    async def begin(self, ask: Ask) -> Generation | ContextLengthExceeded:
-        """Submit. A context that is too long is told in the stream: there clients know what to do."""
+    async def begin(self, services: Services, served: ServedModel, ask: Ask) -> Generation | DormouseError:
+        """Submit. A context that is too long, and a crowd, are told in the stream: there clients know what to
+        do, where a status of 400 or 429 ends their turn."""
         try:
-            self._generation = await Generation.begin(self._services, self._served, ask)
-        except ContextLengthExceeded as error:
+            self._generation = await Generation.begin(services, served, ask)
+        except (ContextLengthExceeded, QueueFull, RateLimited) as error:
             return error
         return self._generation
 
@@ -139,12 +138,12 @@ class _Reply:
                         pass
         raise AssertionError("a generation ended without its end")
 
-    async def frames(self, begun: Generation | ContextLengthExceeded) -> AsyncGenerator[str, None]:
+    async def frames(self, begun: Generation | DormouseError) -> AsyncGenerator[str, None]:
         """The response as a stream."""
         stream = self._stream
         for frame in _named(stream.first()):
             yield frame
-        if isinstance(begun, ContextLengthExceeded):
+        if isinstance(begun, DormouseError):
             for frame in _named(stream.failed(begun)):
                 yield frame
             return
@@ -168,7 +167,7 @@ class _Reply:
 
     async def _keep(self, end: End) -> dict[str, Any]:
         """The finished response, which is stored before its client is told, unless it is not to be."""
-        response = self._stream.object(status_of(end), end)
+        response = self._stream.finished(end)
         if self._body.store is not False:
             document = StoredResponse(response, _with_ids(self._body.items()))
             await asyncio.to_thread(self._stored.put, self._tenant, document)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ _ROLES = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,
 }
-_FREEFORM = {
+FREEFORM = {
     "type": "object",
     "properties": {"input": {"type": "string"}},
     "required": ["input"],
@@ -34,12 +34,13 @@ _FREEFORM = {
 
 @dataclass(frozen=True, slots=True)
 class Toolbox:
-    """The tools that can be called, and how their calls are told to the client: `custom` ones as free text,
-    those of a namespace with its name. What a server would have to run itself is left out."""
+    """The tools that can be called, and how their calls are told to the client: `custom` ones as free text;
+    `origins` are the namespace and name of each as the client knows it. What a server would have to run
+    itself is left out."""
 
     tools: tuple[Tool, ...] = ()
     custom: frozenset[str] = frozenset()
-    namespaces: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, tuple[str | None, str]] = field(default_factory=dict)
 
 
 class ResponsesBody(BaseModel):
@@ -64,6 +65,8 @@ class ResponsesBody(BaseModel):
     conversation: Any = None
     background: bool | None = None
     truncation: str | None = None
+    top_logprobs: int | None = None
+    prompt: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -73,9 +76,18 @@ class ResponsesBody(BaseModel):
 
     def check(self) -> None:
         """Raise InvalidRequest, by name, for what would be silently missing."""
-        for name in ("conversation", "background"):
+        for name in ("conversation", "background", "top_logprobs", "prompt"):
             if getattr(self, name):
                 raise InvalidRequest(f"'{name}' is not supported by this server; leave it out", param=name)
+        if self.truncation not in (None, "disabled"):
+            raise InvalidRequest(
+                "nothing is cut from a conversation here; leave truncation out, and send less",
+                param="truncation",
+            )
+        try:
+            json.dumps(self.model_dump(), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("the body has lone surrogates; send valid Unicode") from error
 
     def items(self) -> list[Item]:
         """The input as items."""
@@ -87,10 +99,10 @@ class ResponsesBody(BaseModel):
         """The tools. Raises InvalidRequest for one without a name."""
         return _toolbox(self.tools or ())
 
-    def conversation_after(self, past: Iterable[Item], toolbox: Toolbox) -> Conversation:
+    def conversation_after(self, past: Sequence[Item], toolbox: Toolbox) -> Conversation:
         """The conversation of `past` items and this body's. Instructions are this request's alone."""
         messages = [Message(Role.SYSTEM, self.instructions)] if self.instructions else []
-        messages += _messages([*past, *self.items()])
+        messages += _messages(_resolved(past, self.items()))
         if not messages:
             raise InvalidRequest("input is empty; send at least one item", param="input")
         names = [tool.name for tool in toolbox.tools]
@@ -134,32 +146,59 @@ class ResponsesBody(BaseModel):
         return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
-def _toolbox(items: Iterable[Item], namespace: str | None = None) -> Toolbox:
+def _toolbox(items: Iterable[Any], namespace: str | None = None) -> Toolbox:
     tools: list[Tool] = []
     custom: set[str] = set()
-    namespaces: dict[str, str] = {}
+    origins: dict[str, tuple[str | None, str]] = {}
     for item in items:
-        kind, name = item.get("type"), item.get("name")
+        kind = item.get("type") if isinstance(item, dict) else None
         if kind not in ("function", "custom", "namespace"):
             continue
+        name = item.get("name")
         if not isinstance(name, str) or not name:
             raise InvalidRequest(f"a {kind} among the tools has no name", param="tools")
         if kind == "namespace":
-            inner = _toolbox(item.get("tools") or (), name)
+            inner = _toolbox(_listed(item.get("tools"), "tools"), name)
             tools += inner.tools
             custom |= inner.custom
-            namespaces |= inner.namespaces
+            origins |= inner.origins
             continue
-        if namespace is not None:
-            namespaces[name] = namespace
+        # The model sees where a tool is from: two namespaces may have one of the same name.
+        shown = name if namespace is None else f"{namespace}__{name}"
+        origins[shown] = (namespace, name)
         description = str(item.get("description") or "")
         if kind == "custom":
-            custom.add(name)
-            tools.append(Tool(name, description, _FREEFORM))
+            custom.add(shown)
+            tools.append(Tool(shown, description, FREEFORM))
         else:
             schema = item.get("parameters") or {"type": "object", "properties": {}}
-            tools.append(Tool(name, description, schema, bool(item.get("strict"))))
-    return Toolbox(tuple(tools), frozenset(custom), namespaces)
+            if not isinstance(schema, dict):
+                raise InvalidRequest(f"the parameters of tool '{name}' are no object", param="tools")
+            tools.append(Tool(shown, description, schema, bool(item.get("strict"))))
+    return Toolbox(tuple(tools), frozenset(custom), origins)
+
+
+def _resolved(past: Sequence[Item], items: Iterable[Item]) -> Iterator[Item]:
+    """The past and the input, with the items that are only named in their places. Raises InvalidRequest."""
+    known = {item.get("id"): item for item in past}
+    yield from past
+    for index, item in enumerate(items):
+        if item.get("type") != "item_reference":
+            yield item
+        elif item.get("id") not in known:
+            raise InvalidRequest(
+                f"item '{item.get('id')}' is not stored here; send the item itself", param=f"input.{index}"
+            )
+        # One of the past is where it was.
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    """A list, or none at all. Raises InvalidRequest."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{where} is no list", param=where)
+    return value
 
 
 def _messages(items: Iterable[Item]) -> list[Message]:
@@ -191,7 +230,10 @@ def _message(item: Item, where: str) -> Message | None:
             return Message(role, _text(item.get("content"), where))
         case "function_call" | "custom_tool_call" as kind:
             call_id, name = str(item.get("call_id") or item.get("id") or ""), str(item.get("name") or "")
-            arguments = str(item.get("arguments") or "{}")
+            given = item.get("arguments") or "{}"
+            arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+            if item.get("namespace"):
+                name = f"{item['namespace']}__{name}"
             if kind == "custom_tool_call":
                 arguments = json.dumps({"input": item.get("input") or ""}, ensure_ascii=False)
             return Message(Role.ASSISTANT, calls=(ToolCall(call_id, name, arguments),))
@@ -200,8 +242,8 @@ def _message(item: Item, where: str) -> Message | None:
                 Role.TOOL, _text(item.get("output"), where), call_id=str(item.get("call_id") or "")
             )
         case "reasoning":
-            parts = item.get("content") or item.get("summary") or ()
-            text = "".join(str(part.get("text") or "") for part in parts)
+            parts = _listed(item.get("content") or item.get("summary"), where)
+            text = "".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
             return Message(Role.ASSISTANT, reasoning=text) if text else None
     return None
 

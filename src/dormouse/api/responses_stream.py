@@ -10,7 +10,7 @@ from typing import Any
 from dormouse.api.generation import Delta, End, StopReason
 from dormouse.api.responses_schema import Item, ResponsesBody, Toolbox
 from dormouse.domain.conversation import Called, Piece, Said, Thought, ToolCall
-from dormouse.domain.errors import ContextLengthExceeded, DormouseError, QueueFull, Unavailable
+from dormouse.domain.errors import ContextLengthExceeded, DormouseError, QueueFull, RateLimited, Unavailable
 
 Event = dict[str, Any]
 
@@ -32,11 +32,6 @@ class ResponseStream:
         self._output: list[Item] = []
         self._open: Item | None = None
 
-    @property
-    def output(self) -> list[Item]:
-        """The items so far."""
-        return self._output
-
     def first(self) -> Iterator[Event]:
         """What a stream begins with."""
         yield self._event("response.created", response=self.object("in_progress"))
@@ -53,23 +48,31 @@ class ResponseStream:
 
     def last(self, end: End) -> Iterator[Event]:
         """The end of the last item, and of the response."""
-        status = status_of(end)
-        yield from self._close(status)
-        if end.reason is StopReason.CONTEXT_FULL:
-            # Clients retry what is incomplete; what they have to do is to make room.
-            error = {
-                "code": "context_length_exceeded",
-                "message": "the context is full; make it shorter and go on",
-            }
-            yield self._event("response.failed", response=self.object("failed", end, error))
-            return
-        yield self._event(f"response.{status}", response=self.object(status, end))
+        yield from self._close(_status(end))
+        response = self.finished(end)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def finished(self, end: End) -> dict[str, Any]:
+        """The response as it ended. A full context is a failure: clients retry what is incomplete, and what
+        they have to do is to make room."""
+        if end.reason is not StopReason.CONTEXT_FULL:
+            return self.object(_status(end), end)
+        error = {
+            "code": "context_length_exceeded",
+            "message": "the context is full; make it shorter and go on",
+        }
+        return self.object("failed", end, error)
 
     def failed(self, error: DormouseError) -> Iterator[Event]:
         """The end of a response by an error."""
         if self._open is not None and "status" in self._open:
             self._open["status"] = "incomplete"
-        details = {"code": failure_code(error), "message": str(error)}
+        yield from self._close("incomplete")
+        message = str(error)
+        if isinstance(error, Unavailable):
+            # Codex reads the time out of these words.
+            message += f". Please try again in {error.retry_after_s}s."
+        details = {"code": failure_code(error), "message": message}
         yield self._event("response.failed", response=self.object("failed", None, details))
 
     def object(
@@ -140,9 +143,10 @@ class ResponseStream:
 
     def _call(self, call: ToolCall) -> Iterator[Event]:
         custom = call.name in self._toolbox.custom
-        item: Item = {"status": "in_progress", "call_id": call.id, "name": call.name}
-        if call.name in self._toolbox.namespaces:
-            item["namespace"] = self._toolbox.namespaces[call.name]
+        namespace, name = self._toolbox.origins.get(call.name, (None, call.name))
+        item: Item = {"status": "in_progress", "call_id": call.id, "name": name}
+        if namespace is not None:
+            item["namespace"] = namespace
         if custom:
             given, kind = _freeform(call), "custom_tool_call_input"
             yield from self._begin("ctc", {"type": "custom_tool_call", **item, "input": ""})
@@ -196,17 +200,17 @@ class ResponseStream:
         return {"type": kind, "sequence_number": self._sequence - 1, **fields}
 
 
-def status_of(end: End) -> str:
-    """How a response ended that did not fail."""
-    cut = end.reason in (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
-    return "incomplete" if cut else "completed"
+def _status(end: End) -> str:
+    """How the last item of a reply ended."""
+    is_cut = end.reason in (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
+    return "incomplete" if is_cut else "completed"
 
 
 def failure_code(error: DormouseError) -> str:
     """The code by which Codex decides whether to compact, to wait or to give up."""
     if isinstance(error, ContextLengthExceeded):
         return "context_length_exceeded"
-    if isinstance(error, QueueFull):
+    if isinstance(error, QueueFull | RateLimited):
         return "rate_limit_exceeded"
     return "server_is_overloaded" if isinstance(error, Unavailable) else "server_error"
 

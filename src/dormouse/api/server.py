@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
@@ -106,7 +108,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the requests first: that ends every stream, and so the connections."""
-        await asyncio.to_thread(self._requests.stop, self._grace_s)
+        # On a thread of its own: the shared ones may all be waiting for a disk.
+        with ThreadPoolExecutor(1, "shutdown") as thread:
+            stop = partial(self._requests.stop, self._grace_s)
+            await asyncio.get_running_loop().run_in_executor(thread, stop)
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dormouse.api.turns import Turns
 from dormouse.models.decisions import Decisions
 from dormouse.models.host import ModelHost
 from dormouse.models.reply_memory import ReplyMemory
@@ -19,4 +20,5 @@ class Services:
     store: BlockStore
     replies: ReplyMemory
     decisions: Decisions = field(default_factory=Decisions)
+    turns: Turns = field(default_factory=Turns)
     workers: Workers = field(default_factory=Workers)

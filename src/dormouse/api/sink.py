@@ -33,6 +33,8 @@ class Sink:
         if self._peeked is not None:
             event, self._peeked = self._peeked, None
             return event
+        if not self._events.empty():
+            return self._events.get_nowait()  # without a task and a timer for each event
         try:
             return await asyncio.wait_for(self._events.get(), timeout_s)
         except TimeoutError:

@@ -33,7 +33,7 @@ class ToolCall:
         """The arguments as a value; the text itself when it is no JSON."""
         try:
             return json.loads(self.arguments or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.arguments
 
 

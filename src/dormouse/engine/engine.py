@@ -144,7 +144,7 @@ class Engine:
 
     def is_resident(self, key: BlockKey) -> bool:
         """Whether the block is in the arena right now."""
-        return self._loop.is_resident(key)
+        return not self._ended and self._loop.is_resident(key)
 
     def num_replies(self, tenant: str, agent: str) -> int:
         """How many requests of an agent are open. Waits; raises as `release` does."""

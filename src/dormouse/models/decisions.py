@@ -32,6 +32,7 @@ class Decision:
     request to its first token."""
 
     at: float
+    model: str
     history_tokens: int
     usage: Usage
     wait_s: float
@@ -78,6 +79,8 @@ def divergence(history: Sequence[int], prompt: Sequence[int]) -> Divergence | No
     return Divergence(at, tuple(history[shown]), tuple(prompt[shown]))
 
 
-def decided(history: Sequence[int], usage: Usage, wait_s: float, where: Divergence | None) -> Decision:
+def decided(
+    model: str, history: Sequence[int], usage: Usage, wait_s: float, where: Divergence | None
+) -> Decision:
     """The decision of a request that has just got its first token."""
-    return Decision(time.time(), len(history), usage, wait_s, where)
+    return Decision(time.time(), model, len(history), usage, wait_s, where)

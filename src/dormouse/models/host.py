@@ -18,6 +18,7 @@ from dormouse.domain.errors import (
     SwapInProgress,
     Unavailable,
 )
+from dormouse.engine.engine import Engine
 from dormouse.models.aliases import Aliases
 from dormouse.models.change import Change, Changes, Phase
 from dormouse.models.folder import ModelFolder
@@ -88,6 +89,11 @@ class ModelHost:
         if self._served is None:
             raise Unavailable("the model is being loaded; retry in a moment")
         return self._served
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Those that may be replying: of the model that is served, and of one that leaves."""
+        return [served.engine for served in (self._served, self._leaving) if served is not None]
 
     @property
     def is_serving(self) -> bool:

@@ -12,8 +12,11 @@ from dormouse.models.chat import ChatModel
 from dormouse.models.splicing import RememberedReply, conversation_keys
 from dormouse.store.block_store import BlockStore
 
-_MOST_DECODED = 8192
-"""Replies whose text is kept beside their tokens: a conversation asks for all of its own with each turn."""
+_MOST_NBYTES = 64 << 20
+"""Of replies kept decoded: a conversation asks for all of its own with each turn."""
+
+_TOKEN_NBYTES, _REPLY_NBYTES = 36, 400
+"""What Python takes for a token in a tuple, and for a reply beside its tokens and text."""
 
 
 class ReplyMemory:
@@ -23,6 +26,7 @@ class ReplyMemory:
         self._store = store
         self._lock = threading.Lock()
         self._decoded: OrderedDict[tuple[Namespace, bytes], RememberedReply] = OrderedDict()
+        self._nbytes = 0
 
     def remember(
         self, namespace: Namespace, conversation: bytes, reply: Message, tokens: Sequence[int]
@@ -30,13 +34,13 @@ class ReplyMemory:
         """`tokens` were generated after the conversation of that key, and shown as `reply`."""
         (key,) = conversation_keys([reply], conversation)
         self._store.remember_reply(namespace, key, (int(bool(reply.reasoning)), *tokens))
-        with self._lock:
-            self._decoded.pop((namespace, key), None)
+        self._drop((namespace, key))
 
     def recall(self, namespace: Namespace, key: bytes, chat: ChatModel) -> RememberedReply | None:
         """The reply that ended the conversation of that key, if it was generated here and is remembered."""
         found = self._store.recall_reply(namespace, key)
         if found is None:
+            self._drop((namespace, key))
             return None
         has_reasoning, *tokens = found
         if tokens and tokens[-1] in chat.eos_token_ids:
@@ -47,8 +51,19 @@ class ReplyMemory:
                 self._decoded.move_to_end((namespace, key))
                 return known
         reply = RememberedReply(tuple(tokens), chat.decode_reply(tokens), bool(has_reasoning))
+        self._drop((namespace, key))
         with self._lock:
             self._decoded[namespace, key] = reply
-            if len(self._decoded) > _MOST_DECODED:
-                self._decoded.popitem(last=False)
+            self._nbytes += _nbytes(reply)
+            while self._nbytes > _MOST_NBYTES:
+                self._nbytes -= _nbytes(self._decoded.popitem(last=False)[1])
         return reply
+
+    def _drop(self, who: tuple[Namespace, bytes]) -> None:
+        with self._lock:
+            if (reply := self._decoded.pop(who, None)) is not None:
+                self._nbytes -= _nbytes(reply)
+
+
+def _nbytes(reply: RememberedReply) -> int:
+    return _REPLY_NBYTES + _TOKEN_NBYTES * len(reply.tokens) + len(reply.text)

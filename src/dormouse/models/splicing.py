@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import pairwise
 
 from dormouse.domain.conversation import Conversation, Message, Role
 
@@ -20,7 +21,6 @@ Span = str | tuple[int, ...]
 """Text that is to be tokenized, or tokens as they are."""
 
 _KEY_NBYTES = 32
-_LOOK_NCHARS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +97,31 @@ def _segments(rendered: str, framed: str, marks: dict[int, str]) -> Iterator[tup
 
     Stops at the first one that the template treats in another way than a marked one.
     """
+    places = list(_places(framed, marks))
     at = 0
-    rest = framed
-    for index, mark in marks.items():
-        before, found, rest = rest.partition(mark)
-        if not found or not rendered.startswith(before, at):
+    for (index, begin, found), (_, _, following) in pairwise([*places, (-1, 0, len(framed))]):
+        before = framed[begin:found]
+        # What follows up to the next mark, or to the end of the prompt, ends this message.
+        after = framed[found + len(marks[index]) : following]
+        if not after or not rendered.startswith(before, at):
             return
         start = at + len(before)
-        # What follows up to the next mark, or to the end of the prompt, ends this message.
-        after = min((rest.find(other) for other in marks.values() if other in rest), default=len(rest))
-        end = rendered.find(rest[:after], start)
-        if end < 0 or not after:
+        end = rendered.find(after, start)
+        if end < 0:
             return
         yield index, start, end
         at = end
+
+
+def _places(framed: str, marks: dict[int, str]) -> Iterator[tuple[int, int, int]]:
+    """Of each mark, while they come in order: its index, where what is before it begins, and where it is."""
+    at = 0
+    for index, mark in marks.items():
+        found = framed.find(mark, at)
+        if found < 0:
+            return
+        yield index, at, found
+        at = found + len(mark)
 
 
 def _fit(
@@ -122,16 +133,16 @@ def _fit(
         if start >= 0:
             return [segment[:start], reply.tokens, segment[start + len(text) :]]
     if message.calls:
-        return _fit_calls(segment, reply)
+        return _fit_calls(message, segment, reply)
     return _fit_answer(message.text.strip(), segment, reply, decode)
 
 
-def _fit_calls(segment: str, reply: RememberedReply) -> list[Span] | None:
-    """Calls are rendered by the template in its own spelling: what was generated is the truth."""
-    if not reply.has_reasoning:
-        return [reply.tokens]
-    start = segment.find(reply.text.strip()[:_LOOK_NCHARS])
-    return [segment[:start], reply.tokens] if start >= 0 else None
+def _fit_calls(message: Message, segment: str, reply: RememberedReply) -> list[Span] | None:
+    """Calls are rendered by the template in its own spelling: what was generated is the truth, as long as the
+    segment says all of it and no more. Reasoning that may have been dropped stays so."""
+    said = message.text.strip()
+    has_all = said in segment and all(call.name in segment for call in message.calls)
+    return [reply.tokens] if has_all and not reply.has_reasoning else None
 
 
 def _fit_answer(

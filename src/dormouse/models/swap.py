@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 _MB = 1_000_000
 
 
+_LOOK_S = 0.2
+"""How often a drain looks whether the server is to end."""
+
+
 class Stage(Protocol):
     """Where models come and go: what a swap needs of the stage. Of the event loop."""
 
@@ -99,7 +103,7 @@ async def _beside(
         ) from error
     holders = await _put(stage, loader, new)
     change.turn(Phase.DRAINING)
-    await _drain(change, old, holders, drain_s)
+    await _drain(stage, change, old, holders, drain_s)
     change.turn(Phase.UNLOADING)
     await asyncio.to_thread(loader.unload, old)
     stage.has_left()
@@ -110,7 +114,7 @@ async def _in_turn(
 ) -> None:
     """Let the old one end, unload it, load the new one; requests wait in the stage."""
     change.turn(Phase.DRAINING)
-    await _drain(change, old, stage.shut(), drain_s)
+    await _drain(stage, change, old, stage.shut(), drain_s)
     try:
         change.turn(Phase.UNLOADING)
         await asyncio.to_thread(loader.unload, old)
@@ -157,12 +161,17 @@ async def _put(stage: Stage, loader: Loader, new: ServedModel) -> set[asyncio.Ta
         raise
 
 
-async def _drain(change: Change, old: ServedModel, holders: set[asyncio.Task[Any]], drain_s: float) -> None:
-    """Wait for those who hold the old model, then end its engine; who still runs is saved and told."""
+async def _drain(
+    stage: Stage, change: Change, old: ServedModel, holders: set[asyncio.Task[Any]], drain_s: float
+) -> None:
+    """Wait for those who hold the old model, then end its engine; who still runs is saved and told. A server
+    that shuts down waits no longer here: it has a deadline of its own."""
     loop = asyncio.get_running_loop()
     until = loop.time() + drain_s
-    if holders:
-        await asyncio.wait(holders, timeout=drain_s)
+    while holders and not stage.is_closing and (left := until - loop.time()) > 0:
+        _, holders = await asyncio.wait(holders, timeout=min(_LOOK_S, left))
+    if stage.is_closing:
+        until = loop.time()
     why = ModelSwapped(
         f"'{old.name}' makes room for '{change.target}'; what was generated is saved. Ask again when "
         f"'{old.name}' is served: it goes on from there"

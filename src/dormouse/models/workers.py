@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from dormouse.domain.errors import QueueFull
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -23,6 +25,10 @@ _NICE = 10
 thread that does not get to run may hold Python's lock."""
 
 
+_MOST_OPEN = 512
+"""Prompts that are made or wait for it: a flood ends here, not with the memory."""
+
+
 class Workers:
     """A few threads of lower priority, apart from the event loop's own, which wait for disks.
 
@@ -32,15 +38,23 @@ class Workers:
     def __init__(self) -> None:
         num_threads = min(_MOST_THREADS, max(1, (os.cpu_count() or 1) // _CORES_PER_THREAD))
         self._threads = ThreadPoolExecutor(num_threads, "prompts", initializer=_yield_to_others)
+        self._num_open = 0
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(*args, **kwargs)` on one of the threads. Raises what it raises.
 
-        If the caller is cancelled before its turn, the call is never made.
+        If the caller is cancelled before its turn, the call is never made. Raises QueueFull when too many
+        wait. For one event loop.
         """
+        if self._num_open >= _MOST_OPEN:
+            raise QueueFull(f"{self._num_open} prompts are being made; retry later", retry_after_s=5)
         # With the caller's context, which tells logs whose request it is.
         call = partial(contextvars.copy_context().run, partial(function, *args, **kwargs))
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        self._num_open += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        finally:
+            self._num_open -= 1
 
     def close(self) -> None:
         """End the threads; calls that wait are dropped, those that run are waited for. Idempotent."""
