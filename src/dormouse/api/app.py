@@ -24,6 +24,7 @@ from dormouse.api import (
 )
 from dormouse.api.services import Services
 from dormouse.models.host import ModelHost
+from dormouse.models.reply_memory import ReplyMemory
 from dormouse.store.block_store import BlockStore
 
 
@@ -34,7 +35,7 @@ def create_app(
     by default everybody, and nobody."""
     around = around or edge.Edge()
     measured = metrics.Metrics(host, store, around.limits)
-    services = Services(host, store)
+    services = Services(host, store, ReplyMemory(store))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

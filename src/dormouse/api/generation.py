@@ -279,7 +279,7 @@ class _Prepared:
 
 def prompter_of(services: Services, served: ServedModel, tenant: str) -> Prompter:
     """What makes prompts for one tenant of a model."""
-    return Prompter(served.chat, services.store, tenant, _namespace(served, tenant))
+    return Prompter(served.chat, services.replies, tenant, _namespace(served, tenant))
 
 
 def _namespace(served: ServedModel, tenant: str) -> Namespace:

@@ -11,7 +11,8 @@ def router() -> APIRouter:
     """`/` and `/api/hello`, cheap, also for HEAD."""
     routes = APIRouter()
 
-    @routes.api_route("/", methods=["GET", "HEAD"])
+    @routes.head("/", include_in_schema=False)
+    @routes.get("/")
     async def root() -> dict[str, str]:
         """Name, version, and where things are."""
         return {
@@ -23,7 +24,8 @@ def router() -> APIRouter:
             "docs": "/docs",
         }
 
-    @routes.api_route("/api/hello", methods=["GET", "HEAD"])
+    @routes.head("/api/hello", include_in_schema=False)
+    @routes.get("/api/hello")
     async def hello() -> dict[str, str]:
         """Somebody is here."""
         return {"message": "hello"}

@@ -44,13 +44,13 @@ class ChatModel:
         self._pieces = PieceEncoder(tokenizer, partial(self.encode, add_special_tokens=False))
         self._eos_token_ids = eos_token_ids
         self._family = family_of(template.source, self._has_token, self._probe, response_template)
-        # Patterns have some markers with their bars escaped.
-        declared = json.dumps(response_template, ensure_ascii=False).replace("\\", "")
-        shown = {
-            token_id
-            for token_id, token in tokenizer.get_added_tokens_decoder().items()
-            if token.content in self._family.markers or (response_template and token.content in declared)
-        } - eos_token_ids
+        markers = list(self._family.markers)
+        if response_template is not None:
+            # Its patterns have bars escaped.
+            markers.append(json.dumps(response_template, ensure_ascii=False).replace("\\", ""))
+        added = tokenizer.get_added_tokens_decoder().items()
+        marked = {i for i, token in added if any(token.content in marker for marker in markers)}
+        shown = marked - eos_token_ids
         self._decoder = decoder_of(tokenizer, shown)
         self._grammars = Grammars(tokenizer, eos_token_ids, self._family)
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
