@@ -80,7 +80,7 @@ def run(tmp_path: Path, home: Path) -> Run:
     folder = tmp_path / "work"
     folder.mkdir()
 
-    def run(program: Path, *arguments: str, **variables: str) -> str:
+    def run(program: Path, *arguments: str, code: int = 0, **variables: str) -> str:
         done = subprocess.run(
             [str(program), *arguments],
             env={"PATH": os.environ["PATH"], "HOME": str(home), **variables},
@@ -91,7 +91,7 @@ def run(tmp_path: Path, home: Path) -> Run:
             timeout=RUN_TIMEOUT_S,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
     return run

@@ -24,9 +24,9 @@ def claude(run: Run, recorder: Recorder) -> Run:
     """Runs `claude -p` as docs/clients.md says; returns what it printed."""
     program = installed("node_modules/.bin/claude")
 
-    def claude(*arguments: str) -> str:
-        settings = variables("Claude Code", recorder.url)
-        return run(program, "-p", *arguments, "--output-format", "json", **settings)
+    def claude(*arguments: str, code: int = 0, **more: str) -> str:
+        settings = variables("Claude Code", recorder.url) | more
+        return run(program, "-p", *arguments, "--output-format", "json", code=code, **settings)
 
     return claude
 
@@ -86,6 +86,30 @@ def test_five_sessions_at_once_keep_apart(claude: Run, recorder: Recorder) -> No
         before = usage_of(first)
         known = prompt_tokens(before) + before["output_tokens"]
         assert usage_of(second)["cache_read_input_tokens"] >= known - 1
+
+
+def test_a_call_is_made_and_its_result_comes_back(claude: Run, recorder: Recorder) -> None:
+    """A model this small calls nothing by itself; where it must, the call is one that the client makes."""
+    with_files = ("--tools", "Glob", "--system-prompt", "You find files.")
+    forced = json.dumps({"tool_choice": {"type": "any"}, "max_tokens": 400, "temperature": 0})
+    # It would be forced for ever: one turn.
+    ended = json.loads(
+        claude("Find it.", *with_files, "--max-turns", "1", code=1, CLAUDE_CODE_EXTRA_BODY=forced)
+    )
+    assert ended["subtype"] == "error_max_turns"
+    (first,) = recorder.posts(PATH)
+    assert_whole(first)
+    assert first.event("message_delta")["delta"]["stop_reason"] == "tool_use"
+    call = first.event("content_block_start")["content_block"]
+
+    recorder.forget()
+    claude("Go on.", *with_files, "--resume", ended["session_id"])
+    (second,) = recorder.posts(PATH)
+    _, said, answered, *_ = second.sent["messages"]
+    assert said["content"][0]["id"] == call["id"] == answered["content"][0]["tool_use_id"]
+    assert not answered["content"][0].get("is_error"), "the client could make the call"
+    known = prompt_tokens(usage_of(first)) + usage_of(first)["output_tokens"]
+    assert usage_of(second)["cache_read_input_tokens"] >= known - 1, "the call, as it was generated"
 
 
 def assert_as_we_test_it(exchange: Exchange) -> None:
