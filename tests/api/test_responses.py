@@ -116,7 +116,12 @@ def test_what_codex_sends_is_accepted(service: Service) -> None:
     answer = ask(
         service,
         [
-            {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "rules"}]},
+            {
+                "type": "message",
+                "id": "msg_1",
+                "role": "developer",
+                "content": [{"type": "input_text", "text": "rules"}, {"type": "input_text", "text": "more"}],
+            },
             {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "more"}]},
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "context"}]},
             {"type": "reasoning", "summary": [], "encrypted_content": "x"},
@@ -139,12 +144,18 @@ def test_what_codex_sends_is_accepted(service: Service) -> None:
         parallel_tool_calls=True,
         tool_choice="auto",
         text={"verbosity": "low"},
-        client_metadata={"x": "y"},
+        reasoning={"summary": "auto"},
+        client_metadata={"thread_id": "thread", "session_id": "thread", "x-codex-turn-metadata": "{}"},
         tools=[
             {"type": "function", "name": "shell", "parameters": {"type": "object"}, "strict": False},
             {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}},
-            {"type": "namespace", "name": "mcp", "tools": [{"type": "function", "name": "look"}]},
-            {"type": "web_search"},
+            {
+                "type": "namespace",
+                "name": "mcp",
+                "description": "d",
+                "tools": [{"type": "function", "name": "look"}],
+            },
+            {"type": "web_search", "external_web_access": False},
         ],
     )
     assert events(answer)[-1]["type"] == "response.incomplete"

@@ -35,7 +35,6 @@ def main(arguments: Sequence[str]) -> None:
     resolve("smollm2", Settings().models_dir)  # the tests cannot fetch it
     if not _is_done("npm", NPM):
         (FOLDER / "package.json").write_text(json.dumps({"private": True, "dependencies": NPM}))
-        # The postinstall script of one of them puts its own program in place.
         _install("npm", NPM, "npm", "install", "--prefix", str(FOLDER), "--no-audit", "--no-fund")
     for folder, package in PIP.items():
         if not _is_done(folder, package):

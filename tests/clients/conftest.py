@@ -3,6 +3,7 @@ else."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from benchmarks.server import Server, serve
 from tests.clients.__main__ import FOLDER
 from tests.clients.recorder import Recorder, recording
 from tests.docs.clients_page import commands
+from tokenizers import Tokenizer
 
 from dormouse.models.folder import ModelFolder
 
@@ -33,10 +35,28 @@ def _alone() -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, smollm2: ModelFolder) -> Iterator[Server]:
-    assert smollm2.path
+def model(tmp_path_factory: pytest.TempPathFactory, smollm2: ModelFolder) -> Path:
+    """The real model, whose every reply ends with its first sentence or line.
+
+    Codex sets no bound, and what a small model says beyond its trained context may never end.
+    """
+    folder = tmp_path_factory.mktemp("models") / MODEL
+    folder.mkdir()
+    for file in smollm2.path.iterdir():
+        (folder / file.name).symlink_to(file)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = [tokenizer.token_to_id(token) for token in ("<|im_end|>", ".", "!", "?", "\u010a")]
+    generation = folder / "generation_config.json"
+    settings = json.loads(generation.read_text()) | {"eos_token_id": ends}
+    generation.unlink()
+    generation.write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Server]:
     ((_, _, *flags),) = commands("Room for coding clients")
-    with serve(tmp_path_factory.mktemp("data"), *flags) as server:
+    with serve(tmp_path_factory.mktemp("data"), "--model", str(model), *flags) as server:
         yield server
 
 
@@ -60,7 +80,7 @@ def run(tmp_path: Path, home: Path) -> Run:
     folder = tmp_path / "work"
     folder.mkdir()
 
-    def run(program: Path, *arguments: str, **variables: str) -> str:
+    def run(program: Path, *arguments: str, code: int = 0, **variables: str) -> str:
         done = subprocess.run(
             [str(program), *arguments],
             env={"PATH": os.environ["PATH"], "HOME": str(home), **variables},
@@ -71,7 +91,7 @@ def run(tmp_path: Path, home: Path) -> Run:
             timeout=RUN_TIMEOUT_S,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
     return run

@@ -24,11 +24,9 @@ def claude(run: Run, recorder: Recorder) -> Run:
     """Runs `claude -p` as docs/clients.md says; returns what it printed."""
     program = installed("node_modules/.bin/claude")
 
-    def claude(*arguments: str) -> str:
-        settings = variables("Claude Code", recorder.url)
-        # One sentence is enough here.
-        settings["CLAUDE_CODE_EXTRA_BODY"] = '{"temperature": 0, "max_tokens": 400, "stop_sequences": ["."]}'
-        return run(program, "-p", *arguments, "--output-format", "json", **settings)
+    def claude(*arguments: str, code: int = 0, **more: str) -> str:
+        settings = variables("Claude Code", recorder.url) | more
+        return run(program, "-p", *arguments, "--output-format", "json", code=code, **settings)
 
     return claude
 
@@ -38,7 +36,7 @@ def test_the_first_request_runs_in_full_and_the_second_turn_is_cached(
 ) -> None:
     said = json.loads(claude("Say hello."))
     assert said["subtype"] == "success"
-    first = recorder.posts(PATH)[-1]
+    (first,) = recorder.posts(PATH)
     assert_as_we_test_it(first)
     assert_whole(first)
     assert said["result"].strip() == text_of(first).strip()
@@ -55,7 +53,7 @@ def test_the_first_request_runs_in_full_and_the_second_turn_is_cached(
     recorder.forget()
     again = json.loads(claude("And goodbye.", "--continue"))
     assert again["subtype"] == "success"
-    second = recorder.posts(PATH)[-1]
+    (second,) = recorder.posts(PATH)
     assert_whole(second)
     missed = prompt_tokens(usage_of(second)) - usage_of(second)["cache_read_input_tokens"]
     assert missed < 64, "the new turn alone is computed"
@@ -88,6 +86,30 @@ def test_five_sessions_at_once_keep_apart(claude: Run, recorder: Recorder) -> No
         before = usage_of(first)
         known = prompt_tokens(before) + before["output_tokens"]
         assert usage_of(second)["cache_read_input_tokens"] >= known - 1
+
+
+def test_a_call_is_made_and_its_result_comes_back(claude: Run, recorder: Recorder) -> None:
+    """A model this small calls nothing by itself; where it must, the call is one that the client makes."""
+    with_files = ("--tools", "Glob", "--system-prompt", "You find files.")
+    forced = json.dumps({"tool_choice": {"type": "any"}, "max_tokens": 400, "temperature": 0})
+    # It would be forced for ever: one turn.
+    ended = json.loads(
+        claude("Find it.", *with_files, "--max-turns", "1", code=1, CLAUDE_CODE_EXTRA_BODY=forced)
+    )
+    assert ended["subtype"] == "error_max_turns"
+    (first,) = recorder.posts(PATH)
+    assert_whole(first)
+    assert first.event("message_delta")["delta"]["stop_reason"] == "tool_use"
+    call = first.event("content_block_start")["content_block"]
+
+    recorder.forget()
+    claude("Go on.", *with_files, "--resume", ended["session_id"])
+    (second,) = recorder.posts(PATH)
+    _, said, answered, *_ = second.sent["messages"]
+    assert said["content"][0]["id"] == call["id"] == answered["content"][0]["tool_use_id"]
+    assert not answered["content"][0].get("is_error"), "the client could make the call"
+    known = prompt_tokens(usage_of(first)) + usage_of(first)["output_tokens"]
+    assert usage_of(second)["cache_read_input_tokens"] >= known - 1, "the call, as it was generated"
 
 
 def assert_as_we_test_it(exchange: Exchange) -> None:

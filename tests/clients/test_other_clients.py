@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.clients.conftest import Run, installed
 from tests.clients.recorder import Recorder
+from tests.docs.clients_page import blocks
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
@@ -22,6 +23,17 @@ def test_python_clients(run: Run, recorder: Recorder, script: str, folder: str) 
     packages = installed(folder)
     run(Path(sys.executable), str(SCRIPTS / script), recorder.url, PYTHONPATH=str(packages))
     assert {one.status for one in recorder.exchanges} == {200}
+
+
+def test_the_pages_examples_run(run: Run, recorder: Recorder, tmp_path: Path) -> None:
+    (langchain,) = blocks("LangChain", "python", recorder.url)
+    assert run(Path(sys.executable), "-c", langchain, PYTHONPATH=str(installed("langchain")))
+    (vercel,) = blocks("Vercel AI SDK", "js", recorder.url)
+    (tmp_path / "node_modules").symlink_to(installed("node_modules"))
+    (tmp_path / "example.mjs").write_text(vercel)
+    node = shutil.which("node")
+    assert node, "npm came without node"
+    assert run(Path(node), str(tmp_path / "example.mjs"))
 
 
 def test_vercels_ai_sdk(run: Run, recorder: Recorder) -> None:

@@ -138,6 +138,29 @@ def test_anthropic_errors_are_theirs(claude: anthropic.Anthropic) -> None:
         )
 
 
+def test_who_leaves_while_the_prompt_is_read_leaves_nothing_running(server: Server) -> None:
+    def engine() -> dict[str, int]:
+        with server.client() as client:
+            return dict(client.get("/health").json()["engine"])
+
+    before = engine()
+    impatient = openai.Timeout(60, read=0.3)
+    with (
+        openai.OpenAI(
+            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=impatient
+        ) as client,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "Far out at sea. " * 1500}], max_tokens=2000
+        )
+    while engine()["num_running"]:
+        continue
+    after = engine()
+    assert after["generated_tokens"] == before["generated_tokens"]
+    assert after["pages_used"] == before["pages_used"]
+
+
 @pytest.mark.parametrize("heading", ["OpenAI SDK", "Anthropic SDK"])
 def test_the_pages_examples_run(server: Server, heading: str, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = blocks(heading, "python", server.url)
