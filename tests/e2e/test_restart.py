@@ -92,20 +92,19 @@ def test_incompatible_caches_are_not_used(past: Past, flags: tuple[str, str]) ->
     """S12: neither reuse nor error; both kinds of blocks lie side by side, and the first agent stays."""
     before = {block_metadata(file)["namespace"] for file in block_files(past.data)}
     files = set(block_files(past.data))
-    with strict_server(past.data, *FLAGS, *past.models, *flags) as server:
-        with server.client() as client:
-            body = {
-                "model": "default",
-                "messages": [{"role": "user", "content": context("ada")}],
-                "temperature": 0,
-                "max_tokens": 2,
-            }
-            answer = client.post("/v1/chat/completions", json=body, headers={"x-agent-id": "ada"})
-            assert answer.status_code == 200
-            found = answer.json()["usage"]["prompt_tokens_details"]
-            assert (found["cached_tokens"], found["disk_tokens"]) == (0, 0)
-            health = client.get("/health").json()
-            assert (health["status"], health["reasons"]) == ("ok", [])
+    with strict_server(past.data, *FLAGS, *past.models, *flags) as server, server.client() as client:
+        body = {
+            "model": "default",
+            "messages": [{"role": "user", "content": context("ada")}],
+            "temperature": 0,
+            "max_tokens": 2,
+        }
+        answer = client.post("/v1/chat/completions", json=body, headers={"x-agent-id": "ada"})
+        assert answer.status_code == 200
+        found = answer.json()["usage"]["prompt_tokens_details"]
+        assert (found["cached_tokens"], found["disk_tokens"]) == (0, 0)
+        health = client.get("/health").json()
+        assert (health["status"], health["reasons"]) == ("ok", [])
     assert files <= set(block_files(past.data)), "nothing of the other configuration was removed"
     after = {block_metadata(file)["namespace"] for file in block_files(past.data)}
     assert len(after) == len(before) + 1
