@@ -7,7 +7,7 @@ ARGS ?=
 OUT ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test lint format docs bench peers compare sanitize coverage clean
+.PHONY: help install serve demo test clients lint format docs bench peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: install ## Five agents, a SIGKILL, a restart: what waking costs
 
 test: install ## Run all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+clients: install ## Claude Code, Codex and other clients against the server: minutes, and 800 MB of build/clients
+	@$(BIN)/python -m tests.clients $(ARGS)
 
 lint: install ## Check style, types and generated pages
 	@$(BIN)/ruff check .

@@ -55,6 +55,7 @@ class Service:
     store: BlockStore
     http: httpx.Client
     store_folder: Path
+    host: ModelHost
 
     def chat(self, text: str = "hello", **fields: Any) -> httpx.Response:
         """A chat completion with one user message; greedy, eight tokens, unless told otherwise."""
@@ -82,6 +83,7 @@ def serving(
     around: Edge | None = None,
     *,
     max_running: int = 2,
+    max_queue: int = 2,
 ) -> Iterator[Service]:
     """A server over the data folder `data`; `around` is its edge."""
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
@@ -91,13 +93,14 @@ def serving(
         store=store,
         runtime=runtime,
         new_decoder=chat.decode_stream,
-        max_queue=2,
+        max_queue=max_queue,
         max_running=max_running,
     ) as client:
         served = ServedModel("fake", 1_700_000_000, chat, client.engine, 30.0)
-        app = create_app(ModelHost(served), store, max_body_nbytes=100_000, around=around)
+        host = ModelHost(served)
+        app = create_app(host, store, max_body_nbytes=100_000, around=around)
         with running(app, client.engine) as url, httpx.Client(base_url=url, timeout=30) as http:
-            yield Service(url, served, store, http, tmp_path / "data")
+            yield Service(url, served, store, http, tmp_path / "data", host)
 
 
 @contextmanager

@@ -200,6 +200,38 @@ def test_tenants_see_nothing_of_each_other(closed: tuple[Service, KeyFile]) -> N
         assert shared["cached_tokens"] > 60, "keys of one tenant share"
 
 
+def test_tenants_cannot_use_each_others_ids(closed: tuple[Service, KeyFile]) -> None:
+    service, file = closed
+    with with_key(service, file.add("a")) as a, with_key(service, file.add("b")) as b:
+        body = {"model": "fake", "input": "the words of a", "max_output_tokens": 4}
+        response_id = a.post("/v1/responses", json=body).json()["id"]
+        assert a.get(f"/v1/responses/{response_id}").status_code == 200
+        for method, path in (("GET", ""), ("GET", "/input_items"), ("POST", "/cancel"), ("DELETE", "")):
+            foreign = b.request(method, f"/v1/responses/{response_id}{path}")
+            missing = b.request(method, f"/v1/responses/{response_id[:-1]}_{path}")
+            assert foreign.status_code == missing.status_code == 404
+        follow = {**body, "previous_response_id": response_id}
+        assert b.post("/v1/responses", json=follow).status_code == 404
+        assert a.post("/v1/responses", json=follow).status_code == 200
+
+
+def test_anthropics_dialect_keeps_tenants_apart_too(closed: tuple[Service, KeyFile]) -> None:
+    service, file = closed
+    text = "the same words, longer than a few blocks of sixteen tokens are"
+    body: dict[str, Any] = {
+        "model": "fake",
+        "max_tokens": 4,
+        "messages": [{"role": "user", "content": text}],
+    }
+    with with_key(service, file.add("a")) as a, with_key(service, file.add("b")) as b:
+        first = a.post("/v1/messages", json=body).json()
+        assert b.post("/v1/messages", json=body).json()["usage"]["cache_read_input_tokens"] == 0
+        assert a.post("/v1/messages", json=body).json()["usage"]["cache_read_input_tokens"] > 60
+        asks = body | {"diagnostics": {"previous_message_id": first["id"]}}
+        told = b.post("/v1/messages", json=asks).json()["diagnostics"]["cache_miss_reason"]
+        assert told["type"] == "previous_message_not_found"
+
+
 def test_tenants_do_not_meet_on_disk(closed: tuple[Service, KeyFile]) -> None:
     service, file = closed
     with with_key(service, file.add("a")) as a, with_key(service, file.add("b")) as b:

@@ -87,7 +87,7 @@ def test_a_swap_over_http(site: Site) -> None:
     usage = site.chat("a", prompt_cache_key="ada").json()["usage"]
     assert usage["prompt_tokens_details"]["disk_tokens"] == usage["prompt_tokens"] - 1
     host = site.state()["host"]
-    assert (host["model"], host["swaps"], host["failed_swaps"]) == ("a", 2, 0)
+    assert (host["model"], host["swaps"]["done"]) == ("a", 2)
 
 
 def test_progress_is_seen_and_a_second_swap_waits_its_turn(site: Site) -> None:
@@ -112,15 +112,22 @@ def test_progress_is_seen_and_a_second_swap_waits_its_turn(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "status", "code"),
-    [("nowhere", 404, "model_not_found"), ("odd", 400, "swap_refused"), ("b", 500, "swap_failed")],
+    ("model", "status", "code", "outcome"),
+    [
+        ("nowhere", 404, "model_not_found", "refused"),
+        ("odd", 400, "swap_refused", "refused"),
+        ("b", 500, "swap_failed", "rolled_back"),
+    ],
 )
-def test_a_swap_that_cannot_be_says_why(site: Site, model: str, status: int, code: str) -> None:
+def test_a_swap_that_cannot_be_says_why(site: Site, model: str, status: int, code: str, outcome: str) -> None:
     site.loader.failing = {"b"}
     answer = site.swap(model)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert site.chat("a").status_code == 200
-    assert site.state()["host"]["failed_swaps"] == 1
+    assert site.state()["host"]["swaps"] == {"done": 0, "refused": 0, "rolled_back": 0, "failed": 0} | {
+        outcome: 1
+    }
+    assert f'dormouse_swaps_total{{outcome="{outcome}"}} 1.0' in site.http.get("/metrics").text
 
 
 def test_no_model_at_all_is_dead_until_a_swap(site: Site) -> None:
@@ -156,7 +163,7 @@ def test_only_admins_may_ask(site: Site, method: str, path: str) -> None:
 
     site.app.dependency_overrides[caller_of] = nobody
     answer = site.http.request(method, path, json={"model": "b"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_key_needed")
     assert site.host.served.name == "a"
 
 

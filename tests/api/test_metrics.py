@@ -10,20 +10,26 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.api.conftest import Service, serving
+from tests.api.test_admin import Site, site
 from tests.engine.harness import WAIT_S, GatedRuntime
 from tests.engine.test_speculation import QuotingRuntime
+from tests.models.fake_loader import FakeLoader
 
 from dormouse.api.edge import Edge
 from dormouse.api.metric_table import METRICS
+from dormouse.api.metrics import Metrics
 from dormouse.api.rate_limits import RateLimits
-from dormouse.models.swap_counts import SwapCounts
+from dormouse.models.host import ModelHost
 from dormouse.runtimes.fake import FakeRuntime
+from dormouse.store.block_store import BlockStore
+
+__all__ = ["site"]  # a fixture
 
 Values = dict[tuple[str, tuple[str, ...]], float]
 """By name and values of the labels, these in the order of the labels' names."""
 
 
-def scrape(service: Service, accept: str = "") -> Values:
+def scrape(service: Service | Site, accept: str = "") -> Values:
     answer = service.http.get("/metrics", headers={"accept": accept})
     assert answer.status_code == 200
     return {
@@ -43,13 +49,8 @@ def grown(before: Values, after: Values) -> set[str]:
 
 
 @pytest.fixture
-def swaps() -> SwapCounts:
-    return SwapCounts()
-
-
-@pytest.fixture
-def service(tmp_path: Path, runtime: FakeRuntime, swaps: SwapCounts) -> Iterator[Service]:
-    edge = Edge(swaps=swaps, limits=RateLimits(agent_requests_per_minute=2))
+def service(tmp_path: Path, runtime: FakeRuntime) -> Iterator[Service]:
+    edge = Edge(limits=RateLimits(agent_requests_per_minute=2))
     with serving(tmp_path, runtime, edge) as service:
         yield service
 
@@ -88,6 +89,14 @@ def test_a_request_moves_tokens_times_and_counts(service: Service) -> None:
     assert after["dormouse_pages", ("idle",)] + after["dormouse_pages", ("free",)] == 64
     assert after["dormouse_store_bytes", ("blocks",)] > 0
     assert after["dormouse_store_quota_bytes", ()] == 1 << 30
+
+
+def test_each_of_several_answers_counts(service: Service) -> None:
+    service.chat(n=3, temperature=1)
+    values = scrape(service)
+    assert values["dormouse_replies_total", ("length",)] == 3
+    assert values["dormouse_decode_seconds_count", ()] == 3
+    assert values["dormouse_time_to_first_token_seconds_count", ()] == 1
 
 
 def test_tokens_by_source(tmp_path: Path) -> None:
@@ -130,21 +139,30 @@ def test_guesses_are_counted(service: Service) -> None:
     assert values["dormouse_drafted_tokens_total", ()] >= values["dormouse_accepted_tokens_total", ()] > 0
 
 
-def test_swaps_and_refusals_are_counted(service: Service, swaps: SwapCounts) -> None:
-    swaps.done(2.5)
-    swaps.done(0.5)
-    swaps.rolled_back()
-    swaps.refused()
-    swaps.failed()
+def test_refusals_are_counted(service: Service) -> None:
     for _ in range(3):
         service.chat(prompt_cache_key="a")
     values = scrape(service)
-    swapped = {labels[0]: value for (name, labels), value in values.items() if name == "dormouse_swaps_total"}
-    assert swapped == {"done": 2, "refused": 1, "rolled_back": 1, "failed": 1}
-    assert values["dormouse_swap_seconds_total", ()] == 3.0
     assert values["dormouse_rate_limited_total", ("agent_requests",)] == 1
     assert values["dormouse_rate_limited_total", ("key_requests",)] == 0
     assert values["dormouse_requests_total", ("openai", "POST", "/v1/chat/completions", "429")] == 1
+
+
+def test_swaps_are_counted(site: Site) -> None:
+    assert site.swap("b").status_code == 200
+    assert site.swap("a").status_code == 200
+    assert site.swap("odd").status_code == 400
+    values = scrape(site)
+    swapped = {labels[0]: value for (name, labels), value in values.items() if name == "dormouse_swaps_total"}
+    assert swapped == {"done": 2, "refused": 1, "rolled_back": 0, "failed": 0}
+    assert values["dormouse_swap_seconds_total", ()] > 0
+
+
+def test_before_the_first_model_there_is_no_engine_to_ask(tmp_path: Path) -> None:
+    with BlockStore.open(tmp_path, quota_nbytes=1 << 30) as store:
+        registry = Metrics(ModelHost(None, FakeLoader(store)), store, RateLimits()).registry
+        assert registry.get_sample_value("dormouse_swaps_total", {"outcome": "done"}) == 0
+        assert registry.get_sample_value("dormouse_preemptions_total") is None
 
 
 @pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)

@@ -15,6 +15,7 @@ from tests.engine.harness import WAIT_S, GatedRuntime
 
 from dormouse.api.edge import Edge
 from dormouse.api.keys import KeyFile, KeyRing
+from dormouse.api.rate_limits import RateLimits
 from dormouse.api.request_id import AddRequestId
 from dormouse.cli.logs import CHATTY, JsonFormatter
 from dormouse.domain.plan import Plan
@@ -108,7 +109,27 @@ def test_a_stream_has_a_line_when_it_has_ended(service: Service, lines: Lines) -
     assert (line["status"], line["generated_tokens"]) == (200, 8)
 
 
-def test_probes_are_quiet_unless_they_fail(service: Service, lines: Lines) -> None:
+def test_several_answers_are_added_up(service: Service, lines: Lines) -> None:
+    service.chat(n=3, temperature=1, prompt_cache_key="me")
+    (line,) = lines.requests(1)
+    assert (line["replies"], line["generated_tokens"], line["agent"]) == (3, 24, "me")
+    assert line["memory_tokens"] > 0, "the second and third found the prompt of the first"
+
+
+def test_a_refused_caller_is_named_if_its_key_is_known(tmp_path: Path, lines: Lines) -> None:
+    (tmp_path / "data").mkdir()
+    key = KeyFile(tmp_path / "data").add("a")
+    edge = Edge(keys=KeyRing(tmp_path / "data"), limits=RateLimits(requests_per_minute=1))
+    with serving(tmp_path, FakeRuntime(64), edge) as service:
+        service.chat()
+        service.http.headers["x-api-key"] = key
+        for path in ("/metrics", "/v1/models", "/v1/models"):
+            service.http.get(path)
+    found = [(line["status"], line.get("tenant"), "key" in line) for line in lines.requests(4)]
+    assert found == [(401, None, False), (403, "a", True), (200, "a", True), (429, "a", True)]
+
+
+def test_probes_are_quiet(service: Service, lines: Lines) -> None:
     service.http.get("/health")
     service.http.get("/metrics")
     assert [line["level"] for line in lines.requests(2)] == ["debug", "debug"]
@@ -170,7 +191,7 @@ def test_secrets_are_in_no_line(tmp_path: Path, lines: Lines, monkeypatch: pytes
             service.http.post("/v1/chat/completions", content=SECRET)
             service.http.get("/v1/models", params={"q": SECRET})
         with monkeypatch.context() as patch:
-            patch.setattr(ChatModel, "render", broken)
+            patch.setattr(ChatModel, "render_conversation", broken)
             service.chat(SECRET)
     requests = lines.requests(17)
     said = reply.json()["choices"][0]["message"]["content"]

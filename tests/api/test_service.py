@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -98,13 +99,24 @@ def test_a_flood_gets_answers_or_429(service: Service, gated: GatedRuntime) -> N
 
 @pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_disconnect_aborts(service: Service, gated: GatedRuntime, stream: bool) -> None:
-    body = {"model": "fake", "messages": [{"role": "user", "content": "x" * 500}], "stream": stream}
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 500}]}),
+        ("completions", {"prompt": "x" * 500, "max_tokens": 4000}),
+        ("messages", {"messages": [{"role": "user", "content": "x" * 500}], "max_tokens": 4000}),
+        ("responses", {"input": "x" * 500}),
+    ],
+)
+def test_a_disconnect_aborts(
+    service: Service, gated: GatedRuntime, path: str, given: dict[str, Any], stream: bool
+) -> None:
+    body = {"model": "fake", "stream": stream} | given
     impatient = httpx.Timeout(5, read=0.2)
     with (
         httpx.Client(base_url=service.url, timeout=impatient) as client,
         pytest.raises(httpx.ReadTimeout),
-        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+        client.stream("POST", f"/v1/{path}", json=body) as answer,
     ):
         answer.read()
     assert gated.started.acquire(timeout=WAIT_S)

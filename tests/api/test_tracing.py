@@ -5,17 +5,18 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext
 from tests.api.conftest import Service, serving
+from tests.engine.harness import WAIT_S
 
 from dormouse.api.edge import Edge
 from dormouse.api.tracing import Tracer, open_tracer
@@ -26,21 +27,37 @@ PHASES = ("queue", "wake", "prefill", "decode")
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-@pytest.fixture
-def exporter() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
+class Exporter(InMemorySpanExporter):
+    """Keeps spans. A client has its answer before its span is made, so there is something to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._requests = threading.Semaphore(0)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = super().export(spans)
+        for span in spans:
+            if span.name not in PHASES:
+                self._requests.release()
+        return result
+
+    def by_name(self, num_requests: int) -> dict[str, ReadableSpan]:
+        for _ in range(num_requests):
+            assert self._requests.acquire(timeout=WAIT_S)
+        return {span.name: span for span in self.get_finished_spans()}
 
 
 @pytest.fixture
-def traced(tmp_path: Path, exporter: InMemorySpanExporter) -> Iterator[Service]:
+def exporter() -> Exporter:
+    return Exporter()
+
+
+@pytest.fixture
+def traced(tmp_path: Path, exporter: Exporter) -> Iterator[Service]:
     tracer = Tracer(SimpleSpanProcessor(exporter))
     with serving(tmp_path, FakeRuntime(64), Edge(observers=(tracer.record,))) as service:
         yield service
     tracer.close()
-
-
-def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
-    return {span.name: span for span in exporter.get_finished_spans()}
 
 
 def context_of(span: ReadableSpan) -> SpanContext:
@@ -55,10 +72,10 @@ def times(span: ReadableSpan) -> tuple[int, int]:
     return span.start_time, span.end_time
 
 
-def test_a_request_is_a_span_with_its_phases_inside(traced: Service, exporter: InMemorySpanExporter) -> None:
+def test_a_request_is_a_span_with_its_phases_inside(traced: Service, exporter: Exporter) -> None:
     traced.http.headers["x-request-id"] = "mine"
     traced.chat("hello", prompt_cache_key="me")
-    spans = by_name(exporter)
+    spans = exporter.by_name(1)
     assert spans.keys() == {"POST /v1/chat/completions", *PHASES}
     root = spans["POST /v1/chat/completions"]
     assert root.attributes is not None
@@ -75,10 +92,10 @@ def test_a_request_is_a_span_with_its_phases_inside(traced: Service, exporter: I
         begin = stop - 1000  # rounding: a phase begins where the one before ended
 
 
-def test_a_callers_trace_goes_on(traced: Service, exporter: InMemorySpanExporter) -> None:
+def test_a_callers_trace_goes_on(traced: Service, exporter: Exporter) -> None:
     traced.http.get("/v1/models", headers={"traceparent": PARENT})
     traced.http.get("/health", headers={"traceparent": "nonsense"})
-    spans = by_name(exporter)
+    spans = exporter.by_name(2)
     continued = spans["GET /v1/models"]
     assert f"{context_of(continued).trace_id:032x}" == PARENT.split("-")[1]
     assert continued.parent is not None

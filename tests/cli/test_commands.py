@@ -50,7 +50,7 @@ def data(tmp_path: Path) -> Path:
 def test_every_named_command_exists() -> None:
     groups = {
         "models": "import list swap",
-        "agents": "ls show rm",
+        "agents": "ls show fork checkpoint checkpoints rollback sleep wake pin unpin export import rm",
         "store": "stats verify gc",
         "keys": "add list revoke",
         "bench": "prefill decode edit wake",
@@ -134,6 +134,42 @@ def test_agents_of_a_folder(data: Path) -> None:
     assert "a/b" in run("agents", "show", "a/b", *folder, code=1)
 
 
+def act_on_agents(tmp_path: Path, *where: str) -> None:
+    """Every action on an agent a/b, whoever carries it out."""
+    tokens = json.loads(run("agents", "show", "a/b", "--json", *where))["tokens"]
+    assert f"after {tokens} tokens" in run("agents", "checkpoint", "a/b", "t", *where)
+    assert f"a/b@{tokens}" in run("agents", "fork", "a/b", "c", "--at", "t", *where)
+    assert [row["name"] for row in json.loads(run("agents", "checkpoints", "a/b", "--json", *where))] == ["t"]
+    assert f"after {tokens} tokens" in run("agents", "rollback", "a/b", "t", *where)
+    assert "No checkpoints" in run("agents", "checkpoints", "a/b", "--rm", "t", *where)
+    assert "no checkpoint" in run("agents", "rollback", "a/b", "t", *where, code=1)
+    assert "is pinned" in run("agents", "pin", "a/b", *where)
+    assert "not pinned" in run("agents", "unpin", "a/b", *where)
+    assert "a/b is" in run("agents", "sleep", "a/b", *where)
+    file = str(tmp_path / "ab.safetensors")
+    run("agents", "export", "a/b", file, *where)
+    assert "cannot be written" in run("agents", "export", "a/b", file, *where, code=1)
+    assert "is named" in run("agents", "import", file, *where, code=1)
+    assert f"d of model fake: {tokens} tokens" in run("agents", "import", file, "--name", "d", *where)
+    run("agents", "import", file, "--overwrite", *where)
+    assert {row["id"] for row in json.loads(run("agents", "ls", "--json", *where))} >= {"a/b", "c", "d"}
+    run("agents", "export", "nobody", str(tmp_path / "nobody"), *where, code=1)
+    assert not (tmp_path / "nobody").exists()
+
+
+def test_actions_on_agents_of_a_folder(data: Path, tmp_path: Path) -> None:
+    act_on_agents(tmp_path, "--data-dir", str(data))
+    assert "no server runs" in run("agents", "wake", "a/b", "--data-dir", str(data), code=1)
+
+
+def test_actions_on_agents_of_a_running_server(service: Service, tmp_path: Path) -> None:
+    service.chat("hello " * 10, prompt_cache_key="a/b")
+    service.store.flush()
+    where = ("--data-dir", str(tmp_path / "data"), "--port", service.url.rsplit(":", 1)[1])
+    act_on_agents(tmp_path, *where)
+    assert "blocks of c" in run("agents", "wake", "c", *where)
+
+
 def test_agents_of_a_running_server(service: Service, tmp_path: Path) -> None:
     service.chat("a conversation", prompt_cache_key="a/b")
     where = ("--data-dir", str(tmp_path / "data"), "--port", service.url.rsplit(":", 1)[1])
@@ -190,39 +226,28 @@ def test_importing_what_is_no_model(tmp_path: Path) -> None:
     run("models", "import", str(tmp_path / "missing.gguf"), code=2)
 
 
-def test_chat_streams_and_remembers(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_chat_streams_and_remembers(service: Service) -> None:
     port = service.url.rsplit(":", 1)[1]
     first = run("chat", "me", "--port", port, "--max-tokens", "5", "--temperature", "0", text="hello\n\n")
     assert len(first) > 5
     second = run("chat", "me", "--port", port, "--max-tokens", "5", text="again\n")
     assert "hello" in second
-    shown = service.http.get("/v1/agents/me").json()
-    assert shown["tokens"] > 30
-    fresh = run("chat", "me", "--port", port, "--new", text="")
-    assert "hello" not in fresh
-    (saved,) = (tmp_path / "state").rglob("*.json")
-    assert saved.stat().st_mode & 0o077 == 0
+    assert service.http.get("/v1/agents/me").json()["tokens"] > 30
+    assert len(service.http.get("/v1/agents/me/messages").json()["data"]) == 4
+    assert "hello" not in run("chat", "me", "--port", port, "--new", text="")
+    assert service.http.get("/v1/agents/me/messages").json()["data"] == []
 
 
-def test_a_refused_question_does_not_spoil_the_chat(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_a_refused_question_does_not_spoil_the_chat(service: Service) -> None:
     port = service.url.rsplit(":", 1)[1]
-    run("chat", "café", "--port", port, text="x" * 2000 + "\n", code=1)
-    run("chat", "café", "--port", port, "--max-tokens", "3", text="hello\n")
-    assert service.http.get("/v1/agents/café").json()["tokens"] < 100
-    (saved,) = (tmp_path / "state").rglob("*.json")
-    saved.write_text("{")
-    assert "--new" in run("chat", "café", "--port", port, code=1)
-    run("chat", "café", "--new", "--port", port, text="")
+    run("chat", "café/1", "--port", port, text="x" * 2000 + "\n", code=1)
+    run("chat", "café/1", "--port", port, "--max-tokens", "3", text="hello\n")
+    assert service.http.get("/v1/agents/café/1").json()["tokens"] < 100
 
 
-def test_chat_says_what_went_wrong(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_chat_says_what_went_wrong(service: Service) -> None:
     port = service.url.rsplit(":", 1)[1]
     assert "too long" in run("chat", "--port", port, text="x" * 2000 + "\n", code=1)
     assert "dormouse serve" in run("chat", "--port", "1", text="hello\n", code=1)
+    service.chat("hello", prompt_cache_key="theirs")
+    assert "client" in run("chat", "theirs", "--port", port, code=1)

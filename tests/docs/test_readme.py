@@ -10,6 +10,7 @@ from unittest.mock import MagicMock
 
 import openai
 import pytest
+from tests.docs.clients_page import commands
 from typer.testing import CliRunner
 
 from dormouse.cli.main import app
@@ -17,7 +18,8 @@ from dormouse.cli.main import app
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+CLIENTS = [shlex.join(words) for words in commands("Room for coding clients")]
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()] + CLIENTS
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from benchmarks.conversation import Conversation
 from benchmarks.server import Server, serve
+from benchmarks.swap import measure
 from benchmarks.twin import make_twin
 
 from dormouse.models.folder import ModelFolder
@@ -116,7 +117,8 @@ def test_a_model_that_cannot_be_loaded_changes_nothing(
 def test_clients_with_fixed_names_are_served(client: httpx.Client) -> None:
     for name in ("claude-opus-4-1-20250805", "claude-haiku-4-5", "gpt-5", "o3-mini"):
         assert ask(client, name).json()["model"] == "smollm2"
-    assert ask(client, "gemini-pro").status_code == 404
+    for name in ("gemini-pro", "x" * 1000, "../smollm2", ""):
+        assert ask(client, name).status_code == 404
     assert ask(client, TWIN).status_code == 404
 
 
@@ -143,5 +145,12 @@ def test_the_request_decides(models: Path, tmp_path: Path) -> None:
         answers = [ask(client, name).json() for name in ("smollm2", TWIN, "smollm2", TWIN)]
         assert [answer["model"] for answer in answers] == ["smollm2", TWIN, "smollm2", TWIN]
         assert answers[0]["choices"] == answers[2]["choices"] != answers[1]["choices"]
-        assert client.get("/admin/state").json()["host"]["swaps"] == 3
+        assert client.get("/admin/state").json()["host"]["swaps"]["done"] == 3
         assert server.stop() == 0
+
+
+def test_the_benchmark_measures() -> None:
+    row = measure(1)
+    assert (row["swaps"], row["beside"]) == (2, True)
+    assert row["swap_s"] < 30
+    assert len(row["resident_mib_after"]) == 2

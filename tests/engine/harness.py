@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dormouse.domain.constraint import Constraint
 from dormouse.domain.plan import Plan
 from dormouse.domain.requests import (
     Event,
@@ -20,6 +21,7 @@ from dormouse.domain.requests import (
     SamplingParams,
     Started,
     TextDelta,
+    TokenLogprob,
 )
 from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.engine import Engine
@@ -61,6 +63,7 @@ class Call:
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     text: str = ""
     started: Started | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     end: Finished | Failed | None = None
     wait_s: float = WAIT_S
 
@@ -68,6 +71,7 @@ class Call:
         event = self._events.get(timeout=self.wait_s)
         if isinstance(event, TextDelta):
             self.text += event.text
+            self.logprobs += event.logprobs
         elif isinstance(event, Started):
             self.started = event
         else:
@@ -106,6 +110,7 @@ class Client:
         deadline_s: float = 60.0,
         tenant: str = "default",
         priority: Priority = Priority.MAIN,
+        constraint: Constraint | None = None,
     ) -> Call:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tokens = encode(prompt) if isinstance(prompt, str) else tuple(prompt)
@@ -118,6 +123,7 @@ class Client:
             tenant,
             deadline_s=deadline_s,
             priority=priority,
+            constraint=constraint,
         )
         self.engine.submit(request)
         return Call(request, events)

@@ -26,6 +26,29 @@ def test_pages_come_back_when_freed() -> None:
     assert pool.allocate() == pages[1]
 
 
+def test_what_is_forgotten_is_found_no_more_and_stays_with_its_user() -> None:
+    pool = Pool(3)
+    first, second = link(ROOT, 1, 2), link(ROOT, 3)
+    after = link(first.key, 5)
+    for block in (first, second, after):
+        assert pool.register(pool.allocate(), SPACE, block)
+    assert set(pool.descendants([first.key])) == {first.key, after.key}
+    used, idle = pool.find(first.key), pool.find(after.key)
+    assert used is not None
+    assert idle is not None
+    pool.free(idle)
+    for page in (used, idle):
+        pool.forget(page)
+        pool.check()
+    assert (pool.find(first.key), pool.find(after.key), pool.num_used) == (None, None, 2)
+    assert pool.find(second.key) is not None
+    assert pool.match_head(SPACE, ROOT, (1, 2)) is None
+    assert pool.allocate() == idle
+    pool.free(used)
+    assert pool.allocate() == used, "a page that nobody finds is free, not idle"
+    pool.check()
+
+
 def test_a_registered_page_is_found_until_it_is_evicted() -> None:
     pool = Pool(2)
     page = pool.allocate()

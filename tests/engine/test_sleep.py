@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -196,7 +197,10 @@ def test_a_hung_read_is_given_up_and_its_page_kept(tmp_path: Path, monkeypatch: 
         slow.release()
         third, _ = client.ask(TURNS[0] + "x", agent="a")
         assert third
-        assert client.engine.stats().num_overdue == 0
+        deadline = time.monotonic() + 20
+        while client.engine.stats().num_overdue:
+            assert time.monotonic() < deadline, "a read that returned is still overdue"
+            threading.Event().wait(0.01)
         assert store.flush()
 
 
@@ -358,3 +362,20 @@ def test_a_page_of_another_model_never_matches(tmp_path: Path) -> None:
     with opened(tmp_path / "s", runtime=FakeRuntime(32, block_size=32)) as client:
         _, finished = client.ask(TURNS[0], agent="a")
     assert finished.usage.cached_tokens == 0
+
+
+def test_a_block_that_is_deleted_on_its_way_is_not_found_when_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "s") as client:
+        client.ask(TURNS[0], agent="a")
+    store = BlockStore.open(tmp_path / "s", quota_nbytes=1 << 30)
+    slow = SlowStore(store, monkeypatch)
+    with opened(tmp_path / "s", store=store) as client:
+        waiting = client.submit(TURNS[0], agent="b")
+        assert slow.seen.acquire(timeout=20)
+        keys = store.chain(store.agent("default", "a").id)
+        client.engine.forget(keys)
+        slow.release()
+        assert waiting.finished().usage.disk_tokens > 0, "who waited for it gets it"
+        assert not client.engine.is_resident(keys[0])

@@ -116,3 +116,13 @@ def test_decoders_that_cannot_stream_are_refused(decoder: decoders.Decoder | Non
         tokenizer.decoder = decoder
     with pytest.raises(UnsupportedModel, match="tokenizer"):
         ChatModel(tokenizer, ChatTemplate({}, {}), frozenset())
+
+
+def test_special_tokens_show_where_that_is_asked_for(tokenizer: Tokenizer) -> None:
+    added = tokenizer.get_added_tokens_decoder()
+    special = [token_id for token_id, token in added.items() if token.special]
+    first, *others = special
+    ids = [*tokenizer.encode("a", add_special_tokens=False).ids, *special]
+    text = tokenizer.decode(ids[: -len(special)])
+    assert "".join(pushed(decoder_of(tokenizer, {first}).stream(), ids)) == text + added[first].content
+    assert "".join(pushed(decoder_of(tokenizer).stream(), [first, *others])) == ""

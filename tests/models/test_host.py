@@ -23,9 +23,12 @@ from dormouse.domain.errors import (
     SwapRefused,
     Unavailable,
 )
+from dormouse.domain.plan import Plan
 from dormouse.domain.requests import Finished
 from dormouse.models.aliases import Aliases
 from dormouse.models.host import HostOptions, ModelHost
+from dormouse.models.swap_counts import SwapOutcome
+from dormouse.runtimes.base import Logits
 from dormouse.store.block_store import BlockStore
 
 BOTH_FIT = 10 * NEEDED_NBYTES
@@ -190,7 +193,7 @@ def test_an_agent_sleeps_over_a_swap_and_continues(store: BlockStore, free: int)
             # All but the last token, whose logits are wanted.
             assert end.usage.disk_tokens == end.usage.prompt_tokens - 1
             assert end.tokens[:8] == begun.tokens
-            assert host.num_swaps == 2
+            assert host.swap_counts.by_outcome()[SwapOutcome.DONE] == 2
             assert [served.name for served in loader.unloaded] == ["a", "b"]
 
     in_loop(test)
@@ -331,7 +334,7 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(
             assert host.is_serving
             assert not engine.is_stopping
             assert (await ask(host, "a"))[0] == "a"
-            assert host.num_failed_swaps == 1
+            assert host.swap_counts.by_outcome()[SwapOutcome.REFUSED] == 1
 
     in_loop(test)
 
@@ -347,6 +350,7 @@ def test_a_failed_load_brings_the_old_model_back_with_its_agents(store: BlockSto
             with pytest.raises(SwapFailed, match="no room for b") as failed:
                 await host.swap("b", 5.0)
             assert "'a'" in str(failed.value)
+            assert host.swap_counts.by_outcome()[SwapOutcome.ROLLED_BACK] == 1
             assert host.is_serving
             name, after = await ask(host, "a", agent="ada")
             assert (name, after.tokens) == ("a", before.tokens)
@@ -366,11 +370,30 @@ def test_when_nothing_loads_it_says_so_and_a_swap_helps(store: BlockStore) -> No
             with pytest.raises(SwapFailed, match="neither could 'a' again"):
                 await host.swap("b", 5.0)
             assert not host.is_serving
+            assert host.swap_counts.by_outcome()[SwapOutcome.FAILED] == 1
             with pytest.raises(Unavailable, match="no model is served"):
                 await host.serve("a")
             loader.failing = set()
             await host.swap("a", 5.0)
             assert (await ask(host, "a"))[0] == "a"
+
+    in_loop(test)
+
+
+class Dying(NamedRuntime):
+    def forward(self, plan: Plan) -> Logits:
+        raise MemoryError(f"no room for {plan.num_tokens} tokens")
+
+
+def test_a_dead_engine_can_be_replaced(store: BlockStore) -> None:
+    loader = FakeLoader(store, make=lambda name: Dying(name, 8) if name == "a" else NamedRuntime(name, 64))
+
+    async def test() -> None:
+        async with hosting(loader) as host:
+            call = submit(host.served.engine)
+            assert "died" in str((await asyncio.to_thread(call.failed)).error)
+            await host.swap("b", 5.0)
+            assert (await ask(host, "b"))[0] == "b"
 
     in_loop(test)
 
@@ -461,7 +484,31 @@ def test_the_request_decides_and_nobody_starves(store: BlockStore, free: int) ->
             await asyncio.gather(*(client(host, name) for name in "abc"))
             assert sorted(served) == sorted("abc" * 6)
             # Each turn serves all of its model's requests; without stays there would be one swap a request.
-            assert host.num_swaps <= len(served)
+            assert host.swap_counts.by_outcome()[SwapOutcome.DONE] <= len(served)
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("free", [BOTH_FIT, ONE_FITS])
+def test_a_flood_on_one_model_does_not_starve_another(store: BlockStore, free: int) -> None:
+    loader = FakeLoader(store, free=free)
+    is_over = False
+
+    async def flood(host: ModelHost) -> int:
+        count = 0
+        while not is_over:
+            await ask(host, "a")
+            count += 1
+        return count
+
+    async def test() -> None:
+        nonlocal is_over
+        async with hosting(loader, auto_swap=True, stay_s=0.05, wait_s=WAIT_S) as host:
+            floods = [asyncio.create_task(flood(host)) for _ in range(4)]
+            for _ in range(3):
+                assert (await ask(host, "b"))[0] == "b"
+            is_over = True
+            assert all(await asyncio.gather(*floods))
 
     in_loop(test)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from tests.store.kit import CACHE, NAMESPACE, QUOTA, Clock, OpenStore, ram_folder
 
-from dormouse.store.block_store import BlockStore, StoreOptions
+from dormouse.store.block_store import BlockStore
 from dormouse.store.file_ops import FileOps
+from dormouse.store.options import StoreOptions
 
 
 @pytest.fixture

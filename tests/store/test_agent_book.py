@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.store.kit import (
     BLOCK_SIZE,
     CACHE,
     NAMESPACE,
+    QUOTA,
     Clock,
     FailingOps,
     OpenStore,
@@ -33,7 +35,8 @@ from dormouse.domain.errors import (
     InvalidRequest,
     StoreError,
 )
-from dormouse.store.block_store import BlockStore, StoreOptions
+from dormouse.store.block_store import BlockStore
+from dormouse.store.options import StoreOptions
 
 TALK = list(range(100, 100 + 2 * BLOCK_SIZE + 5))
 
@@ -189,6 +192,34 @@ def test_a_cut_action_leaves_the_store_as_it_was(open_store: OpenStore, folder: 
     assert state(store, folder) == before
     store.close()
     assert state(open_store(), folder) == before
+
+
+def test_what_was_answered_survives_a_crash(open_store: OpenStore, folder: Path, tmp_path: Path) -> None:
+    """The folder as a SIGKILL leaves it, after each action."""
+    store = open_store()
+    reply(store, "ada", TALK)
+
+    def after_a_crash(number: int) -> BlockStore:
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        return BlockStore.open(copy, quota_nbytes=QUOTA)
+
+    store.admin.tag("acme", "ada", "t")
+    with after_a_crash(1) as crashed:
+        assert [tag.num_tokens for tag in crashed.admin.tags("acme", "ada")] == [len(TALK)]
+    store.admin.fork("acme", "ada", "eve")
+    with after_a_crash(2) as crashed:
+        assert crashed.history(agent_id("eve")) == TALK
+        assert crashed.agent("acme", "eve").durable_tokens == len(TALK)
+    reply(store, "ada", more(30))
+    store.admin.rollback("acme", "ada", "t")
+    with after_a_crash(3) as crashed:
+        assert crashed.history(agent_id("ada")) == TALK
+    store.delete_agent("acme", "ada")
+    with after_a_crash(4) as crashed:
+        assert [agent.id.name for agent in crashed.agents()] == ["eve"]
+        crashed.register(NAMESPACE, CACHE)
+        assert_loads(crashed, links_of(TALK))
+        assert crashed.verify().is_clean
 
 
 def test_settings_that_are_too_large_make_no_agent(open_store: OpenStore) -> None:

@@ -35,7 +35,8 @@ from dormouse.domain.agents import AgentUpdate
 from dormouse.domain.blocks import ROOT, Link, namespace_of
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.domain.errors import AgentNotFound, BlockMissing, InvalidRequest, StoreError, StoreLocked
-from dormouse.store.block_store import BlockStore, StoreOptions
+from dormouse.store.block_store import BlockStore
+from dormouse.store.options import StoreOptions
 
 
 def test_a_block_comes_back_as_it_was_put(store: BlockStore) -> None:

@@ -21,7 +21,8 @@ from tests.store.kit import (
 
 from dormouse.domain.blocks import namespace_of
 from dormouse.domain.errors import DocumentsFull
-from dormouse.store.block_store import BlockStore, StoreOptions
+from dormouse.store.block_store import BlockStore
+from dormouse.store.options import StoreOptions
 
 
 def ids(store: BlockStore, kind: str = "response", tenant: str = "acme") -> list[str]:

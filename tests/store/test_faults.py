@@ -33,7 +33,8 @@ from tests.store.kit import (
 )
 
 from dormouse.domain.errors import DeadlineExceeded, StoreError
-from dormouse.store.block_store import BlockStore, StoreOptions
+from dormouse.store.block_store import BlockStore
+from dormouse.store.options import StoreOptions
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 READ_ONLY = OSError(errno.EROFS, "Read-only file system")

@@ -37,18 +37,17 @@ class Access:
             await self._app(scope, receive, send)
             return
         path, state = scope["path"], scope["state"]
+        call: Call = state["call"]
+        call.caller = self._caller(Headers(scope=scope))
         try:
-            caller = self._admit(path, Headers(scope=scope))
+            state["caller"] = self._admit(path, call.caller, Headers(scope=scope))
         except DormouseError as error:
             answer = errors.response(error, path, state["request_id"])
             await answer(scope, receive, send)
             return
-        call: Call = state["call"]
-        call.caller = state["caller"] = caller
         await self._app(scope, receive, send)
 
-    def _admit(self, path: str, headers: Headers) -> Caller:
-        caller = self._caller(headers)
+    def _admit(self, path: str, caller: Caller | None, headers: Headers) -> Caller:
         if path in _PUBLIC or path.startswith(_PUBLIC_PREFIX):
             return caller or Caller(is_admin=False)
         if caller is None:

@@ -32,7 +32,7 @@ class SwapBody(BaseModel):
     timeout_s: float = Field(DEFAULT_DRAIN_S, ge=0, le=MAX_DRAIN_S, allow_inf_nan=False)
 
 
-def require_admin(caller: CallerParam) -> None:
+async def require_admin(caller: CallerParam) -> None:
     """Raises Forbidden unless the caller may administer."""
     if not caller.is_admin:
         raise Forbidden("this key may not administer the server; use one with the admin scope")

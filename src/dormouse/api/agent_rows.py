@@ -27,8 +27,8 @@ def render_agent(agent: Agent, state: str, store: BlockStore) -> dict[str, Any]:
         "pinned": agent.pinned,
         "forked_from": f"{agent.parent}@{agent.parent_tokens}" if agent.parent else None,
         "checkpoints": agent.num_checkpoints,
-        "created_at": _iso(agent.created_at),
-        "used_at": _iso(agent.used_at),
+        "created_at": iso(agent.created_at),
+        "used_at": iso(agent.used_at),
     }
 
 
@@ -43,9 +43,10 @@ def render_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "name": checkpoint.tag,
         "object": "agent.checkpoint",
         "tokens": checkpoint.num_tokens,
-        "created_at": _iso(checkpoint.created_at),
+        "created_at": iso(checkpoint.created_at),
     }
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """A Unix time as the API shows it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

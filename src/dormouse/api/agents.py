@@ -15,20 +15,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from dormouse.api import agent_actions, agent_files
+from dormouse.api import agent_actions, agent_files, agent_messages
 from dormouse.api.agent_pages import Filter, page
 from dormouse.api.agent_rows import agent_row, render_agent
 from dormouse.api.caller import CallerParam
+from dormouse.api.services import Services
+from dormouse.api.transcripts import SETTINGS
 from dormouse.domain.agents import check_agent_name
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.errors import InvalidRequest
 from dormouse.models.agents import Agents, AgentState
-from dormouse.models.host import ModelHost
-from dormouse.store.block_store import BlockStore
 
 PREFIX = "/v1/agents"
 MAX_LIMIT = 1000
-SETTINGS_KIND = "agent"
 
 
 class AgentBody(BaseModel):
@@ -63,11 +62,13 @@ class AgentPatch(BaseModel):
     quota_bytes: int | None = Field(None, ge=0, lt=1 << 48)
 
 
-def router(host: ModelHost, store: BlockStore) -> APIRouter:
+def router(services: Services) -> APIRouter:
     """All routes below `PREFIX`; actions come first, since a name matches any path."""
+    host, store = services.host, services.store
     routes = APIRouter(prefix=PREFIX)
     routes.include_router(agent_files.router(host, store))
     routes.include_router(agent_actions.router(host, store))
+    routes.include_router(agent_messages.router(services))
 
     def one(tenant: str, name: str) -> dict[str, Any]:
         return agent_row(store.agent(tenant, name), host.served, store)
@@ -103,7 +104,7 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
             )
 
         def create() -> dict[str, Any]:
-            documents = {SETTINGS_KIND: body.document()}
+            documents = {SETTINGS: body.document()}
             agent = Agents(served, store).create(
                 caller.tenant, body.name, documents, pinned=body.pinned, quota_nbytes=body.quota_bytes
             )
@@ -134,6 +135,7 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
         await asyncio.to_thread(
             lambda: Agents(host.served, store).delete(caller.tenant, check_agent_name(name))
         )
+        services.decisions.forget(caller.tenant, name)
         return {"id": name, "object": "agent.deleted", "deleted": True}
 
     return routes

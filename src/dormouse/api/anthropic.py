@@ -49,7 +49,8 @@ def router(services: Services) -> APIRouter:
         why = misses.why(caller.tenant, body.previous_message_id, sent)
         misses.remember(caller.tenant, message_id, sent)
         if body.stream:
-            return sse.stream(_frames(generation, message_id, body.model, why))
+            frames = _frames(generation, message_id, body.model, why, call_of(http).id)
+            return sse.stream(frames, generation)
         end = await unless_gone(http, generation.complete())
         await generation.aclose()
         if end is None:
@@ -70,10 +71,10 @@ def router(services: Services) -> APIRouter:
 
 
 async def _frames(
-    generation: Generation, message_id: str, model: str, why: Miss | None
+    generation: Generation, message_id: str, model: str, why: Miss | None, request_id: str
 ) -> AsyncGenerator[str, None]:
     stream = MessageStream(message_id, model, generation.served.engine.runtime.cache.block_size)
-    async with contextlib.aclosing(generation), contextlib.aclosing(generation.events()) as events:
+    async with contextlib.aclosing(generation.events()) as events:
         used = await generation.started()
         for frame in _named(stream.first(used, why.render(used) if why else None)):
             yield frame
@@ -88,7 +89,7 @@ async def _frames(
         except DormouseError as error:
             # The status is long sent; an error event makes the SDKs raise, where a mere end of the
             # stream would pass for a dropped connection.
-            yield sse.event("error", errors.envelope(error, _PATH))
+            yield sse.event("error", errors.envelope(error, _PATH, request_id))
 
 
 def _named(events: Iterable[dict[str, Any]]) -> Iterable[str]:

@@ -24,6 +24,7 @@ from dormouse.api import (
 )
 from dormouse.api.services import Services
 from dormouse.models.host import ModelHost
+from dormouse.models.reply_memory import ReplyMemory
 from dormouse.store.block_store import BlockStore
 
 
@@ -33,8 +34,8 @@ def create_app(
     """All routes, each error in its envelope, bodies bounded. `around` is who may come in and who watches;
     by default everybody, and nobody."""
     around = around or edge.Edge()
-    measured = metrics.Metrics(host, store, around.swaps, around.limits)
-    services = Services(host, store)
+    measured = metrics.Metrics(host, store, around.limits)
+    services = Services(host, store, ReplyMemory(store))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +48,7 @@ def create_app(
     errors.install(app)
     for dialect in (anthropic, chat, completions, responses, models):
         app.include_router(dialect.router(services))
-    app.include_router(agents.router(host, store))
+    app.include_router(agents.router(services))
     app.include_router(health.router(host, store))
     app.include_router(admin.router(host, store))
     app.include_router(metrics.router(measured))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from fastapi import Request as HttpRequest
 
@@ -14,6 +13,42 @@ from dormouse.api.rate_limits import RateLimits
 from dormouse.domain.requests import Event, Failed, Finished, Request, TextDelta
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(slots=True, eq=False)
+class Reply:
+    """What was generated for a request. `pieces` says when each piece of text left the engine, in seconds of
+    the monotonic clock."""
+
+    request: Request
+    model: str
+    submitted_at: float
+    pieces: list[float] = field(default_factory=list)
+    end: Finished | Failed | None = None
+
+    @property
+    def outcome(self) -> str:
+        """Its finish reason, `failed`, or `aborted` when the client went away."""
+        if self.end is None:
+            return "aborted"
+        return self.end.reason.value if isinstance(self.end, Finished) else "failed"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were computed or generated for it. The usage of a reply that was cut is not known: its
+        whole prompt counts, and its pieces."""
+        if isinstance(self.end, Finished):
+            used = self.end.usage
+            return used.prompt_tokens - used.cached_tokens + used.completion_tokens
+        return len(self.request.prompt) + len(self.pieces) if self.pieces else 0
+
+    def note(self, event: Event) -> None:
+        """On the engine thread: a note, no more, before anybody can see the event."""
+        if isinstance(event, TextDelta):
+            self.pieces.append(time.monotonic())
+        elif isinstance(event, Finished | Failed):
+            self.end = event
+        self.request.sink(event)
 
 
 @dataclass(slots=True, eq=False)
@@ -28,15 +63,11 @@ class Call:
     traceparent: str | None = None
     started_at: float = field(default_factory=time.monotonic)
     ended_at: float = 0.0
-    caller: Caller = field(default_factory=lambda: Caller(is_admin=False))
+    caller: Caller | None = None
+    """None before anybody knows, and for good where no valid key came."""
     route: str = "unmatched"
     status: int = 0
-    request: Request | None = None
-    model: str | None = None
-    submitted_at: float = 0.0
-    pieces: list[float] = field(default_factory=list)
-    """When each piece of text left the engine."""
-    end: Finished | Failed | None = None
+    replies: list[Reply] = field(default_factory=list)
 
     @property
     def known_method(self) -> str:
@@ -54,41 +85,20 @@ class Call:
         return "none"
 
     @property
-    def outcome(self) -> str | None:
-        """How the generation ended: its finish reason, `failed`, or `aborted` when the client went away."""
-        if self.request is None:
-            return None
-        if self.end is None:
-            return "aborted"
-        return self.end.reason.value if isinstance(self.end, Finished) else "failed"
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that were computed or generated for it. Of a reply that was cut the usage is not known: its
-        whole prompt counts, and its pieces."""
-        if isinstance(self.end, Finished):
-            used = self.end.usage
-            return used.prompt_tokens - used.cached_tokens + used.completion_tokens
-        if self.request is None or not self.pieces:
-            return 0
-        return len(self.request.prompt) + len(self.pieces)
+    def first_text_at(self) -> float | None:
+        """When the first piece of any reply left the engine."""
+        return min((reply.pieces[0] for reply in self.replies if reply.pieces), default=None)
 
     def observe(self, request: Request, model: str) -> Request:
-        """`request`, whose events will be noted here on their way to its sink.
+        """`request`, whose events will be noted here on their way to its sink: submit this one.
 
-        To be called by each route that generates, right before it submits. Raises RateLimited.
+        Raises RateLimited.
         """
+        assert self.caller is not None, "nobody generates without having been let in"
         self.limits.admit_agent(self.caller, request.agent)
-        self.request, self.model, self.submitted_at = request, model, time.monotonic()
-        return replace(request, sink=partial(self._pass, request))
-
-    def _pass(self, request: Request, event: Event) -> None:
-        """On the engine thread: a note, no more, and before anybody can see the event."""
-        if isinstance(event, TextDelta):
-            self.pieces.append(time.monotonic())
-        elif isinstance(event, Finished | Failed):
-            self.end = event
-        request.sink(event)
+        reply = Reply(request, model, time.monotonic())
+        self.replies.append(reply)
+        return replace(request, sink=reply.note)
 
 
 def call_of(http: HttpRequest) -> Call:

@@ -98,6 +98,18 @@ class Choices:
             merged.put_nowait((index, DormouseError("internal error; see the server's log")))
 
 
+async def collected(generation: Generation) -> Answer:
+    """All of one generation's answer. Raises its error."""
+    deltas: list[Delta] = []
+    async with contextlib.aclosing(generation.events()) as events:
+        async for event in events:
+            if isinstance(event, End):
+                return Answer(tuple(deltas), event)
+            if event is not None:
+                deltas.append(event)
+    raise AssertionError("a generation ended without its end")
+
+
 def total(ends: Sequence[End], num_prompts: int) -> Usage:
     """What all choices used; a prompt that several share counts once, as its first choice found it."""
     per_prompt = len(ends) // num_prompts

@@ -50,7 +50,7 @@ def router(services: Services) -> APIRouter:
             asks += replace(ask, source=prompt).others(samplings)
         choices = await Choices.begin(services, served, asks)
         if body.stream:
-            return sse.stream(_frames(choices, rendering))
+            return sse.stream(_frames(choices, rendering), choices)
         answers = await unless_gone(http, choices.whole())
         await choices.aclose()
         if answers is None:
@@ -64,7 +64,7 @@ class _Rendering:
     """The objects of one request's reply."""
 
     def __init__(self, served: ServedModel, body: CompletionBody, num_prompts: int) -> None:
-        self.envelope = Envelope(served, body.model, "cmpl", includes_usage=body.includes_usage)
+        self.envelope = Envelope(served, "cmpl", includes_usage=body.includes_usage)
         self._served = served
         self._logprobs = body.logprobs is not None
         self._num_prompts = num_prompts
@@ -102,7 +102,7 @@ class _Rendering:
 
 async def _frames(choices: Choices, rendering: _Rendering) -> AsyncGenerator[str, None]:
     ends: dict[int, End] = {}
-    async with contextlib.aclosing(choices), contextlib.aclosing(choices.events()) as events:
+    async with contextlib.aclosing(choices.events()) as events:
         try:
             async for index, event in events:
                 if event is None:

@@ -26,7 +26,6 @@ from dormouse.api.metrics import Metrics
 from dormouse.api.observe import Observe, Observer
 from dormouse.api.rate_limits import RateLimits
 from dormouse.api.request_log import log_call
-from dormouse.models.swap_counts import SwapCounts
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SHOWN_HEADERS = (request_id.HEADER, request_id.ANTHROPIC_HEADER, "retry-after")
@@ -39,14 +38,13 @@ class Edge:
     keys: KeyRing | None = None
     limits: RateLimits = field(default_factory=RateLimits)
     cors_origins: tuple[str, ...] = ()
-    swaps: SwapCounts = field(default_factory=SwapCounts)
     observers: tuple[Observer, ...] = ()
 
 
 def install(
     app: FastAPI, edge: Edge, metrics: Metrics, *, max_body_nbytes: int, larger: Mapping[str, int]
 ) -> None:
-    """Put the edge around the routes; `larger` are the bounds of paths that take larger bodies."""
+    """Put the edge around the routes. `larger` are the bounds of paths whose bodies are streamed."""
     # What is added last is the outermost.
     app.add_middleware(Unexpected)
     app.add_middleware(BodyLimit, max_nbytes=max_body_nbytes, larger=larger)

@@ -52,6 +52,7 @@ _TABLE: dict[type[Exception], Status] = {
     errors.ModelSwapped: Status(503, "server_error", "model_swapped"),
     errors.DeadlineExceeded: Status(504, "server_error", "deadline_exceeded"),
     errors.SwapFailed: Status(500, "server_error", "swap_failed"),
+    errors.ConstraintBroken: Status(500, "server_error", "constraint_broken"),
     errors.ModelOutputInvalid: Status(500, "server_error", "model_output_invalid"),
     errors.EngineDead: Status(500, "server_error", "engine_dead"),
     errors.DormouseError: Status(500, "server_error", None),

@@ -77,8 +77,8 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a dialect asks for: a conversation, or the tokens of a plain prompt. `max_tokens` None is as many
-    as there is room for. `id` is the reply's as its client sees it. `call` is the HTTP request that is
-    watched from outside, None where another generation stands for it."""
+    as there is room for. `id` is the reply's as its client sees it, `call` the HTTP request that is watched
+    from outside, None for one that nobody sent."""
 
     id: str
     source: Conversation | tuple[int, ...]
@@ -89,11 +89,10 @@ class Ask:
     call: Call | None = None
 
     def others(self, samplings: Sequence[SamplingParams]) -> list[Ask]:
-        """The same, asked again; only the first of several answers is the agent's and is watched."""
+        """The same, asked again; only the first of several answers is the agent's."""
         nobody = replace(self.identity, agent=None)
         return [
-            replace(self, id=uuid.uuid4().hex, sampling=sampling, identity=nobody, call=None)
-            for sampling in samplings
+            replace(self, id=uuid.uuid4().hex, sampling=sampling, identity=nobody) for sampling in samplings
         ]
 
 
@@ -127,7 +126,7 @@ class Generation:
     """A submitted request and the answer to it. Its `events` are read once; whoever began it closes it."""
 
     def __init__(self, services: Services, served: ServedModel, ask: Ask, prepared: _Prepared) -> None:
-        """Submits. Raises what `Engine.submit` raises."""
+        """Submits. Raises RateLimited, and what `Engine.submit` raises."""
         self._services = services
         self._served = served
         self._ask = ask
@@ -158,7 +157,7 @@ class Generation:
     async def begin(cls, services: Services, served: ServedModel, ask: Ask) -> Generation:
         """Render, tokenize, compile what constrains the answer, and submit.
 
-        Raises InvalidRequest for what can never be answered, and what `Engine.submit` raises.
+        Raises InvalidRequest for what can never be answered, RateLimited, and what `Engine.submit` raises.
         """
         prepared = await services.workers.run(_prepare, services, served, ask)
         return cls(services, served, ask, prepared)
@@ -205,9 +204,10 @@ class Generation:
 
     async def complete(self) -> End:
         """The end, with all of the answer. Raises the error of a reply that failed."""
-        async for event in self.events():
-            if isinstance(event, End):
-                return event
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, End):
+                    return event
         raise AssertionError("a generation ended without its end")
 
     async def aclose(self) -> None:
@@ -279,7 +279,7 @@ class _Prepared:
 
 def prompter_of(services: Services, served: ServedModel, tenant: str) -> Prompter:
     """What makes prompts for one tenant of a model."""
-    return Prompter(served.chat, services.store, tenant, _namespace(served, tenant))
+    return Prompter(served.chat, services.replies, tenant, _namespace(served, tenant))
 
 
 def _namespace(served: ServedModel, tenant: str) -> Namespace:

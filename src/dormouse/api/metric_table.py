@@ -7,39 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from dormouse.api.rate_limits import RateLimits
 from dormouse.engine.loop import EngineStats
-from dormouse.models.swap_counts import SwapCounts
-from dormouse.store.block_store import StoreStats
+from dormouse.models.host import ModelHost
+from dormouse.store.options import StoreStats
 
 _LATENCIES_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 _GAPS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the parts say of themselves at one moment."""
-
-    engine: EngineStats
-    store: StoreStats
-    swaps: SwapCounts
-    limits: RateLimits
-
+S = TypeVar("S")
 
 Values = Iterable[tuple[str, float]]
 """Values of the label with its values; a metric without a label has one, of the empty string."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A metric that is read when asked for. `label` is its only one, empty for none."""
+class Reading(Generic[S]):
+    """A metric that is read from a snapshot `S` when asked for. `label` is its only one, empty for none."""
 
     name: str
     kind: str
     text: str
     label: str
-    read: Callable[[Snapshot], Values]
+    read: Callable[[S], Values]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -62,49 +55,47 @@ class Recorded:
         return "histogram" if self.buckets else "counter"
 
 
-def _one(value: Callable[[Snapshot], float]) -> Callable[[Snapshot], Values]:
+def _one(value: Callable[[S], float]) -> Callable[[S], Values]:
     return lambda now: [("", value(now))]
 
 
-def _count(name: str) -> Callable[[Snapshot], Values]:
-    return lambda now: [("", now.store.counts[name])]
+def _count(name: str) -> Callable[[StoreStats], Values]:
+    return lambda store: [("", store.counts[name])]
 
 
-def _tokens(now: Snapshot) -> Values:
-    engine = now.engine
+def _tokens(engine: EngineStats) -> Values:
     yield "computed", engine.computed_tokens
     yield "memory", engine.memory_tokens
     yield "disk", engine.disk_tokens
     yield "generated", engine.generated_tokens
 
 
-def _sequences(now: Snapshot) -> Values:
-    yield "running", now.engine.num_running
-    yield "waiting", now.engine.num_waiting
+def _sequences(engine: EngineStats) -> Values:
+    yield "running", engine.num_running
+    yield "waiting", engine.num_waiting
 
 
-def _pages(now: Snapshot) -> Values:
-    engine = now.engine
+def _pages(engine: EngineStats) -> Values:
     yield "used", engine.pages_used
     yield "idle", engine.pages_idle
     yield "free", engine.pages_total - engine.pages_used - engine.pages_idle
 
 
-def _store_bytes(now: Snapshot) -> Values:
-    yield "blocks", now.store.blocks_nbytes
-    yield "catalog", now.store.catalog_nbytes
-    yield "quarantine", now.store.quarantine_nbytes
+def _store_bytes(store: StoreStats) -> Values:
+    yield "blocks", store.blocks_nbytes
+    yield "catalog", store.catalog_nbytes
+    yield "quarantine", store.quarantine_nbytes
 
 
-def _swaps(now: Snapshot) -> Values:
-    return [(outcome.value, count) for outcome, count in now.swaps.by_outcome().items()]
+def _swaps(host: ModelHost) -> Values:
+    return [(outcome.value, count) for outcome, count in host.swap_counts.by_outcome().items()]
 
 
-def _limited(now: Snapshot) -> Values:
-    return [(limit.value, count) for limit, count in now.limits.refused.items()]
+def _limited(limits: RateLimits) -> Values:
+    return [(limit.value, count) for limit, count in limits.refused.items()]
 
 
-READINGS = (
+OF_ENGINE: tuple[Reading[EngineStats], ...] = (
     Reading(
         "dormouse_tokens_total",
         "counter",
@@ -118,21 +109,21 @@ READINGS = (
         "counter",
         "Tokens that were guessed and computed ahead.",
         "",
-        _one(lambda now: now.engine.drafted_tokens),
+        _one(lambda engine: engine.drafted_tokens),
     ),
     Reading(
         "dormouse_accepted_tokens_total",
         "counter",
         "Guessed tokens that were right.",
         "",
-        _one(lambda now: now.engine.accepted_tokens),
+        _one(lambda engine: engine.accepted_tokens),
     ),
     Reading(
         "dormouse_preemptions_total",
         "counter",
         "Sequences that went back to the queue because pages were wanted.",
         "",
-        _one(lambda now: now.engine.preemptions),
+        _one(lambda engine: engine.preemptions),
     ),
     Reading(
         "dormouse_sequences",
@@ -146,7 +137,7 @@ READINGS = (
         "gauge",
         "Blocks on their way from disk to memory.",
         "",
-        _one(lambda now: now.engine.num_loading),
+        _one(lambda engine: engine.num_loading),
     ),
     Reading(
         "dormouse_pages",
@@ -155,30 +146,33 @@ READINGS = (
         "state",
         _pages,
     ),
+)
+
+OF_STORE: tuple[Reading[StoreStats], ...] = (
     Reading("dormouse_store_bytes", "gauge", "Bytes on disk.", "part", _store_bytes),
     Reading(
         "dormouse_store_quota_bytes",
         "gauge",
         "Bound on the bytes on disk.",
         "",
-        _one(lambda now: now.store.quota_nbytes),
+        _one(lambda store: store.quota_nbytes),
     ),
     Reading(
         "dormouse_store_blocks",
         "gauge",
         "Blocks whose KV is stored.",
         "",
-        _one(lambda now: now.store.num_blocks - now.store.num_history_only),
+        _one(lambda store: store.num_blocks - store.num_history_only),
     ),
     Reading(
-        "dormouse_store_agents", "gauge", "Agents, asleep or not.", "", _one(lambda now: now.store.num_agents)
+        "dormouse_store_agents", "gauge", "Agents, asleep or not.", "", _one(lambda store: store.num_agents)
     ),
     Reading(
         "dormouse_store_pending_bytes",
         "gauge",
         "Blocks that wait to be written.",
         "",
-        _one(lambda now: now.store.pending_nbytes),
+        _one(lambda store: store.pending_nbytes),
     ),
     Reading(
         "dormouse_store_written_bytes_total",
@@ -218,14 +212,20 @@ READINGS = (
         "",
         _count("refused_puts"),
     ),
+)
+
+OF_HOST: tuple[Reading[ModelHost], ...] = (
     Reading("dormouse_swaps_total", "counter", "Model swaps by how they ended.", "outcome", _swaps),
     Reading(
         "dormouse_swap_seconds_total",
         "counter",
         "What the swaps that were done took, in all.",
         "",
-        _one(lambda now: now.swaps.seconds),
+        _one(lambda host: host.swap_counts.seconds),
     ),
+)
+
+OF_LIMITS: tuple[Reading[RateLimits], ...] = (
     Reading(
         "dormouse_rate_limited_total",
         "counter",
@@ -288,4 +288,4 @@ RECORDED = (
     GAP_SECONDS,
 )
 
-METRICS: tuple[Reading | Recorded, ...] = (*READINGS, *RECORDED)
+METRICS: tuple[Reading[Any] | Recorded, ...] = (*OF_ENGINE, *OF_STORE, *OF_HOST, *OF_LIMITS, *RECORDED)

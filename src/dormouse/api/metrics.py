@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -18,42 +18,46 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from dormouse.api import metric_table as table
-from dormouse.api.call import Call
-from dormouse.api.metric_table import Recorded, Snapshot
+from dormouse.api.call import Call, Reply
+from dormouse.api.metric_table import Reading, Recorded, S
 from dormouse.api.rate_limits import RateLimits
 from dormouse.domain.requests import Finished
 from dormouse.models.host import ModelHost
-from dormouse.models.swap_counts import SwapCounts
 from dormouse.store.block_store import BlockStore
 
 
 class _Readings(Collector):
-    """Reads engine, store and host when Prometheus asks."""
+    """Reads engine, store, host and limits when Prometheus asks."""
 
-    def __init__(self, host: ModelHost, store: BlockStore, swaps: SwapCounts, limits: RateLimits) -> None:
+    def __init__(self, host: ModelHost, store: BlockStore, limits: RateLimits) -> None:
         self._host = host
         self._store = store
-        self._swaps = swaps
         self._limits = limits
 
     def collect(self) -> Iterator[Metric]:
-        """One family per reading, all of the same moment."""
-        engine = self._host.served.engine.stats()
-        now = Snapshot(engine, self._store.stats(), self._swaps, self._limits)
-        for reading in table.READINGS:
-            family_of = CounterMetricFamily if reading.kind == "counter" else GaugeMetricFamily
-            family = family_of(reading.name, reading.text, labels=reading.labels)
-            for value, number in reading.read(now):
-                family.add_metric([value] if reading.label else [], number)
-            yield family
+        """One family per reading; those of the engine when there is one."""
+        if self._host.has_started:
+            yield from _families(table.OF_ENGINE, self._host.served.engine.stats())
+        yield from _families(table.OF_STORE, self._store.stats())
+        yield from _families(table.OF_HOST, self._host)
+        yield from _families(table.OF_LIMITS, self._limits)
+
+
+def _families(readings: Iterable[Reading[S]], now: S) -> Iterator[Metric]:
+    for reading in readings:
+        family_of = CounterMetricFamily if reading.kind == "counter" else GaugeMetricFamily
+        family = family_of(reading.name, reading.text, labels=reading.labels)
+        for value, number in reading.read(now):
+            family.add_metric([value] if reading.label else [], number)
+        yield family
 
 
 class Metrics:
     """The metrics of one application, in a registry of its own."""
 
-    def __init__(self, host: ModelHost, store: BlockStore, swaps: SwapCounts, limits: RateLimits) -> None:
+    def __init__(self, host: ModelHost, store: BlockStore, limits: RateLimits) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Readings(host, store, swaps, limits))
+        self.registry.register(_Readings(host, store, limits))
         self._counters: dict[Recorded, Counter] = {}
         self._histograms: dict[Recorded, Histogram] = {}
         for one in table.RECORDED:
@@ -69,23 +73,23 @@ class Metrics:
         labels = (call.route, call.known_method, str(call.status), call.dialect)
         self._counters[table.REQUESTS].labels(*labels).inc()
         self._histograms[table.REQUEST_SECONDS].labels(call.dialect).observe(call.ended_at - call.started_at)
-        if call.outcome is not None:
-            self._counters[table.REPLIES].labels(call.outcome).inc()
-        pieces = list(call.pieces)  # an aborted request's may still grow
-        if pieces:
-            self._observe(table.FIRST_TEXT_SECONDS, pieces[0] - call.started_at)
+        if call.first_text_at is not None:
+            self._observe(table.FIRST_TEXT_SECONDS, call.first_text_at - call.started_at)
+        for reply in call.replies:
+            self._record_reply(reply)
+
+    def _record_reply(self, reply: Reply) -> None:
+        self._counters[table.REPLIES].labels(reply.outcome).inc()
+        pieces = list(reply.pieces)  # an aborted one's may still grow
         for before, after in itertools.pairwise(pieces):
             self._observe(table.GAP_SECONDS, after - before)
-        if isinstance(call.end, Finished):
-            self._record_timings(call.end)
-
-    def _record_timings(self, end: Finished) -> None:
-        timings = end.timings
-        self._observe(table.QUEUE_SECONDS, timings.queued_s)
-        self._observe(table.PREFILL_SECONDS, timings.prefill_s)
-        self._observe(table.DECODE_SECONDS, timings.decode_s)
-        if end.usage.disk_tokens:
-            self._observe(table.WAKE_SECONDS, timings.wake_s)
+        if isinstance(reply.end, Finished):
+            timings = reply.end.timings
+            self._observe(table.QUEUE_SECONDS, timings.queued_s)
+            self._observe(table.PREFILL_SECONDS, timings.prefill_s)
+            self._observe(table.DECODE_SECONDS, timings.decode_s)
+            if reply.end.usage.disk_tokens:
+                self._observe(table.WAKE_SECONDS, timings.wake_s)
 
     def _observe(self, histogram: Recorded, seconds: float) -> None:
         self._histograms[histogram].observe(seconds)

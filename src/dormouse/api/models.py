@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
 
 from dormouse.api.services import Services
-from dormouse.domain.errors import InvalidRequest
+from dormouse.domain.errors import InvalidRequest, ModelNotFound
 from dormouse.models.served import ServedModel
 
 
@@ -18,16 +19,25 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
-        """The served model: OpenAI's list, Anthropic's page, and the `models` that Codex reads."""
+        """What a request may name: OpenAI's list, Anthropic's page, and the `models` that Codex reads."""
         served = services.host.served
-        data = [_model(served)]
+        names = await asyncio.to_thread(services.host.names)
+        others = [_named(name) for name in names if name != served.name]
+        data = [_model(served), *others]
         page = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
         return {"object": "list", "data": data, **page, "models": [_codex_model(served)]}
 
     @routes.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One model."""
-        return _model(await services.host.serve(name))
+        # Not `serve`: to look at a model is no reason to swap to it.
+        meant, served = services.host.model_of(name), services.host.served
+        if meant != served.name:
+            raise ModelNotFound(
+                f"model '{meant}' is on this machine but not served now; a request for it brings it",
+                param="model",
+            )
+        return _model(served)
 
     @routes.post("/embeddings")
     async def embeddings() -> None:
@@ -40,15 +50,24 @@ def router(services: Services) -> APIRouter:
 def _model(served: ServedModel) -> dict[str, Any]:
     created = datetime.fromtimestamp(served.created, UTC)
     return {
-        "id": served.name,
-        "object": "model",
-        "type": "model",
-        "display_name": served.name,
+        **_named(served.name),
         "created": served.created,
         "created_at": created.isoformat(timespec="seconds"),
-        "owned_by": "dormouse",
         "context_length": served.engine.max_length,
         "max_input_tokens": served.engine.max_length,
+    }
+
+
+def _named(name: str) -> dict[str, Any]:
+    """A model that would be loaded for a request; what it holds is known then."""
+    created = {"created": 0, "created_at": "1970-01-01T00:00:00+00:00"}
+    return {
+        "id": name,
+        "object": "model",
+        "type": "model",
+        "display_name": name,
+        **created,
+        "owned_by": "dormouse",
     }
 
 

@@ -56,6 +56,7 @@ class Observe:
         finally:
             call.ended_at = time.monotonic()
             call.route = getattr(scope.get("route"), "path", call.route)
-            self._limits.spend_tokens(call.caller, call.num_tokens)
+            if call.caller is not None:
+                self._limits.spend_tokens(call.caller, sum(reply.num_tokens for reply in call.replies))
             for observer in self._observers:
                 observer(call)

@@ -25,10 +25,10 @@ class Envelope:
     `kind` is the object's name; a stream of chat completions appends `.chunk`.
     """
 
-    def __init__(self, served: ServedModel, model: str, prefix: str, *, includes_usage: bool) -> None:
+    def __init__(self, served: ServedModel, prefix: str, *, includes_usage: bool) -> None:
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self._fingerprint = served.fingerprint
-        self._model = model
+        self._model = served.name
         self._includes_usage = includes_usage
         self._created = int(time.time())
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
-from dormouse.api.call import Call
+from dormouse.api.call import Call, Reply
 from dormouse.api.errors import status_of
 from dormouse.domain.requests import Failed, Finished
 
@@ -17,50 +18,57 @@ _QUIET_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/health/
 
 def log_call(call: Call) -> None:
     """Log an ended call: text for people, the same as `fields` for programs."""
-    quiet = call.route in _QUIET_ROUTES and call.status < 400
-    level = logging.DEBUG if quiet else logging.INFO
+    level = logging.DEBUG if call.route in _QUIET_ROUTES else logging.INFO
     if log.isEnabledFor(level):
         fields = fields_of(call)
         log.log(level, "%s", _sentence(call, fields), extra={"fields": fields})
 
 
 def fields_of(call: Call) -> dict[str, Any]:
-    """What is known of an ended call. Durations are in seconds; what does not apply is left out."""
+    """What is known of an ended call. Durations are in seconds; what does not apply is left out.
+
+    Of several replies to one request tokens are added up; all else is the first one's.
+    """
     fields: dict[str, Any] = {
         "method": call.known_method,
         "route": call.route,
         "status": call.status,
         "dialect": call.dialect,
-        "tenant": call.caller.tenant,
-        "key": call.caller.key,
+        "tenant": call.caller.tenant if call.caller else None,
+        "key": call.caller.key if call.caller else None,
         "duration_s": round(call.ended_at - call.started_at, 6),
     }
-    if call.request is not None:
+    if call.first_text_at is not None:
+        fields["first_text_s"] = round(call.first_text_at - call.started_at, 6)
+    if call.replies:
+        fields |= _reply_fields(call.replies[0])
+    if len(call.replies) > 1:
+        fields["replies"] = len(call.replies)
+    usages = [reply.end.usage for reply in call.replies if isinstance(reply.end, Finished)]
+    if usages:
         fields |= {
-            "model": call.model,
-            "agent": call.request.agent,
-            "reply": call.request.id,
-            "outcome": call.outcome,
-            "prompt_tokens": len(call.request.prompt),
+            "computed_tokens": sum(used.prompt_tokens - used.cached_tokens for used in usages),
+            "memory_tokens": sum(used.memory_tokens for used in usages),
+            "disk_tokens": sum(used.disk_tokens for used in usages),
+            "generated_tokens": sum(used.completion_tokens for used in usages),
         }
-    if call.pieces:
-        fields["first_text_s"] = round(call.pieces[0] - call.started_at, 6)
-    if isinstance(call.end, Finished):
-        used, timings = call.end.usage, call.end.timings
-        fields |= {
-            "computed_tokens": used.prompt_tokens - used.cached_tokens,
-            "memory_tokens": used.memory_tokens,
-            "disk_tokens": used.disk_tokens,
-            "generated_tokens": used.completion_tokens,
-            "queued_s": round(timings.queued_s, 6),
-            "wake_s": round(timings.wake_s, 6),
-            "prefill_s": round(timings.prefill_s, 6),
-            "decode_s": round(timings.decode_s, 6),
-        }
-    elif isinstance(call.end, Failed):
-        # Its code, not its message: that may quote what was sent.
-        fields["error"] = status_of(call.end.error).code or type(call.end.error).__name__
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _reply_fields(reply: Reply) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "model": reply.model,
+        "agent": reply.request.agent,
+        "reply": reply.request.id,
+        "outcome": reply.outcome,
+        "prompt_tokens": len(reply.request.prompt),
+    }
+    if isinstance(reply.end, Finished):
+        fields |= {name: round(s, 6) for name, s in dataclasses.asdict(reply.end.timings).items()}
+    elif isinstance(reply.end, Failed):
+        # Its code, not its message: that may quote what was sent.
+        fields["error"] = status_of(reply.end.error).code or type(reply.end.error).__name__
+    return fields
 
 
 def _sentence(call: Call, fields: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def router(services: Services) -> APIRouter:
         )
         reply = _Reply(services, served, stored, caller.tenant, body, stream)
         if body.stream:
-            return sse.stream(reply.frames(await reply.begin(ask)))
+            return sse.stream(reply.frames(await reply.begin(ask)), reply)
         generation = await Generation.begin(services, served, ask)
         finished = await unless_gone(http, reply.whole(generation))
         await generation.aclose()
@@ -111,13 +111,20 @@ class _Reply:
         self._tenant = tenant
         self._body = body
         self._stream = stream
+        self._generation: Generation | None = None
 
     async def begin(self, ask: Ask) -> Generation | ContextLengthExceeded:
         """Submit. A context that is too long is told in the stream: there clients know what to do."""
         try:
-            return await Generation.begin(self._services, self._served, ask)
+            self._generation = await Generation.begin(self._services, self._served, ask)
         except ContextLengthExceeded as error:
             return error
+        return self._generation
+
+    async def aclose(self) -> None:
+        """Nobody reads on."""
+        if self._generation is not None:
+            await self._generation.aclose()
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
         """The response in one piece."""
@@ -141,7 +148,7 @@ class _Reply:
             for frame in _named(stream.failed(begun)):
                 yield frame
             return
-        async with contextlib.aclosing(begun), contextlib.aclosing(begun.events()) as events:
+        async with contextlib.aclosing(begun.events()) as events:
             try:
                 async for event in events:
                     if event is None:

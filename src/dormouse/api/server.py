@@ -19,6 +19,9 @@ from dormouse.domain.errors import CannotListen, ShuttingDown
 
 log = logging.getLogger(__name__)
 
+_KEEP_ALIVE_S = 75
+"""Longer than the longest Retry-After: who comes back just as its idle connection closes gets an error."""
+
 _SAME_WISH_S = 0.5
 """Signals that arrive together are one: a terminal or a supervisor may signal the whole process group."""
 
@@ -75,6 +78,7 @@ class Server(uvicorn.Server):
             app,
             log_config=None,
             access_log=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(grace_s) + 10,
         )
         super().__init__(config)

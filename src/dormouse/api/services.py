@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dormouse.models.decisions import Decisions
 from dormouse.models.host import ModelHost
+from dormouse.models.reply_memory import ReplyMemory
 from dormouse.models.workers import Workers
 from dormouse.store.block_store import BlockStore
 
@@ -16,5 +17,6 @@ class Services:
 
     host: ModelHost
     store: BlockStore
+    replies: ReplyMemory
     decisions: Decisions = field(default_factory=Decisions)
     workers: Workers = field(default_factory=Workers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
@@ -22,7 +24,26 @@ def data(payload: dict[str, Any]) -> str:
     return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def stream(frames: AsyncIterator[str]) -> StreamingResponse:
-    """A response that proxies pass on at once."""
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+class Source(Protocol):
+    """What frames are made from; closed when nobody reads on."""
+
+    async def aclose(self) -> None:
+        """Stop what is not complete."""
+
+
+def stream(frames: AsyncGenerator[str, None], source: Source) -> StreamingResponse:
+    """A response that proxies pass on at once. It closes `frames` and `source`, however it ends."""
+    return _Stream(frames, source)
+
+
+class _Stream(StreamingResponse):
+    def __init__(self, frames: AsyncGenerator[str, None], source: Source) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(frames, media_type="text/event-stream", headers=headers)
+        self._frames = frames
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not for the generator to do: that of a client that is gone already is never started.
+        async with contextlib.aclosing(self._source), contextlib.aclosing(self._frames):
+            await super().__call__(scope, receive, send)

@@ -52,7 +52,7 @@ class Tracer:
             | {f"dormouse.{name}": value for name, value in fields_of(call).items()},
             start_time=offset + int(call.started_at * _NS),
         )
-        if call.status >= 500 or call.outcome == "failed":
+        if call.status >= 500 or any(reply.outcome == "failed" for reply in call.replies):
             span.set_status(Status(StatusCode.ERROR))
         inside = set_span_in_context(span, parent)
         for name, begin, end in _phases(call):
@@ -67,19 +67,18 @@ class Tracer:
 
 
 def _phases(call: Call) -> Iterator[tuple[str, float, float]]:
-    """Name, begin and end of what the engine did, in monotonic seconds; nothing for a reply that was cut."""
-    if not isinstance(call.end, Finished):
-        return
-    timings = call.end.timings
-    begin = call.submitted_at
-    for name, seconds in (
-        ("queue", timings.queued_s),
-        ("wake", timings.wake_s),
-        ("prefill", timings.prefill_s),
-        ("decode", timings.decode_s),
-    ):
-        yield name, begin, begin + seconds
-        begin += seconds
+    """Name, begin and end of what the engine did, in monotonic seconds; nothing of replies that were cut."""
+    for reply in call.replies:
+        if isinstance(reply.end, Finished):
+            timings, begin = reply.end.timings, reply.submitted_at
+            for name, seconds in (
+                ("queue", timings.queued_s),
+                ("wake", timings.wake_s),
+                ("prefill", timings.prefill_s),
+                ("decode", timings.decode_s),
+            ):
+                yield name, begin, begin + seconds
+                begin += seconds
 
 
 @contextmanager

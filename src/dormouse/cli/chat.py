@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 import typer
 
 from dormouse.cli.options import key_header, with_settings
 from dormouse.cli.output import console, errors, fail, friendly_errors
-from dormouse.cli.transcript import Transcript
 from dormouse.domain.agents import check_agent_name
 from dormouse.settings import Settings
 
@@ -30,29 +30,25 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0, max=2)] = 0.2,
     max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.", min=1)] = 512,
 ) -> None:
-    """Chat with an agent of a running server. It remembers the conversation; end it with Ctrl-D.
+    """Chat with an agent of a running server, which keeps the conversation; end it with Ctrl-D.
 
     Example: dormouse chat me
     """
     with friendly_errors():
-        transcript = Transcript.open(check_agent_name(agent), fresh=fresh)
+        path = f"/v1/agents/{quote(check_agent_name(agent), safe='')}"
     base_url = f"http://{settings.host}:{settings.port}"
     timeout = httpx.Timeout(settings.request_timeout_s, connect=_CONNECT_TIMEOUT_S)
     with httpx.Client(base_url=base_url, headers=key_header(settings), timeout=timeout) as client:
         try:
-            body = {
-                "model": _model(client),
-                "prompt_cache_key": agent,
-                "temperature": temperature,
-                "max_tokens": max_tokens,
-            }
-            _greet(transcript)
+            _greet(_open(client, path, agent, fresh=fresh))
             while (said := _read()) is not None:
-                question = {"role": "user", "content": said}
-                messages = [*transcript.messages, question]
-                reply = _show(_stream(client, {**body, "messages": messages}))
-                # Both or neither: a question that was refused would spoil every later one.
-                transcript.add(question, {"role": "assistant", "content": reply})
+                turn = {
+                    "messages": [{"role": "user", "content": said}],
+                    "temperature": temperature,
+                    "max_tokens": max_tokens,
+                    "stream": True,
+                }
+                _show(_stream(client, f"{path}/messages", turn))
         except httpx.ConnectError as error:
             hint = "start one with `dormouse serve`, or give its --host and --port"
             raise fail(f"no server answers at {base_url} ({error}); {hint}") from error
@@ -63,9 +59,32 @@ def chat(
             raise fail(error) from error
 
 
-def _greet(transcript: Transcript) -> None:
+def _open(client: httpx.Client, path: str, agent: str, *, fresh: bool) -> list[dict[str, Any]]:
+    """What was said so far; of an agent that is new, nothing."""
+    if fresh and client.delete(path).status_code not in (200, 404):
+        raise ChatFailed(f"agent '{agent}' could not be forgotten")
+    found = client.get(f"{path}/messages")
+    if found.status_code == 404:
+        _checked(client.post("/v1/agents", json={"name": agent}))
+        return []
+    messages: list[dict[str, Any]] = _checked(found)["data"]
+    return messages
+
+
+def _checked(answer: httpx.Response) -> dict[str, Any]:
+    """The body of an answer. Raises ChatFailed for an error, and for who speaks another language."""
+    try:
+        body: dict[str, Any] = answer.json()
+        if answer.is_error:
+            raise ChatFailed(body["error"]["message"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ChatFailed(f"what answers at {answer.url.host} is no Dormouse server") from error
+    return body
+
+
+def _greet(messages: list[dict[str, Any]]) -> None:
     errors.print("Ctrl-D ends the chat, Ctrl-C a reply.", style="dim")
-    for message in transcript.messages:
+    for message in messages:
         mark = "[bold cyan]>[/] " if message["role"] == "user" else ""
         console.print(mark, end="")
         console.print(message["content"], markup=False, highlight=False)
@@ -82,40 +101,25 @@ def _read() -> str | None:
     return said
 
 
-def _show(pieces: Iterator[str]) -> str:
-    """Print a reply as it comes; Ctrl-C ends it, and the server stops writing it."""
-    reply = ""
+def _show(pieces: Iterator[str]) -> None:
+    """Print a reply as it comes; Ctrl-C ends it: then the server stops writing, and forgets the turn."""
     try:
         for piece in pieces:
-            reply += piece
             console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        console.print(" …", end="")
+        console.print(" … (forgotten)", end="", style="dim", highlight=False)
     console.print()
-    return reply
 
 
-def _stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[str]:
-    with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
+def _stream(client: httpx.Client, path: str, turn: dict[str, Any]) -> Iterator[str]:
+    with client.stream("POST", path, json=turn) as answer:
         if answer.is_error:
             answer.read()
-            raise ChatFailed(answer.json()["error"]["message"])
+            _checked(answer)
         for line in answer.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
                 raise ChatFailed(chunk["error"]["message"])
-            yield chunk["choices"][0]["delta"].get("content", "")
-
-
-def _model(client: httpx.Client) -> str:
-    """The model that the server serves."""
-    try:
-        answer = client.get("/v1/models")
-        if answer.is_error:
-            raise ChatFailed(answer.json()["error"]["message"])
-        name: str = answer.json()["data"][0]["id"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ChatFailed(f"what answers at {client.base_url} is no Dormouse server") from error
-    return name
+            yield chunk["choices"][0]["delta"].get("content") or ""

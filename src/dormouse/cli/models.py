@@ -8,7 +8,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from dormouse.cli.options import Json, with_settings
+from dormouse.cli.options import Json, key_header, with_settings
 from dormouse.cli.output import (
     console,
     emit_json,
@@ -68,7 +68,7 @@ def list_(settings: Settings, json: Json = False) -> None:
 
 
 @app.command()
-@with_settings("host", "port")
+@with_settings("host", "port", "api_key")
 def swap(
     settings: Settings,
     name: Annotated[str, typer.Argument(help="A model folder or the name of an imported model.")],
@@ -84,7 +84,12 @@ def swap(
     url = f"http://{settings.host}:{settings.port}"
     body = {"model": name, "timeout_s": timeout_s}
     try:
-        answer = httpx.post(f"{url}/admin/models/swap", json=body, timeout=timeout_s + _LOAD_TIMEOUT_S)
+        answer = httpx.post(
+            f"{url}/admin/models/swap",
+            json=body,
+            headers=key_header(settings),
+            timeout=timeout_s + _LOAD_TIMEOUT_S,
+        )
         result = answer.json()
         if answer.is_error:
             raise fail(result["error"]["message"])
@@ -101,4 +106,5 @@ def swap(
         f"{result['cut_requests']} requests did not finish in time.",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )

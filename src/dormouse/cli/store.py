@@ -62,7 +62,8 @@ def gc(
     Example: dormouse store gc --unused-hours 0
     """
     with friendly_errors(), _open(settings) as store:
-        _print(dataclasses.asdict(store.gc(unused_hours * 3600)), json)
+        removed = store.gc(unused_hours * 3600)
+        _print({"num_blocks": removed.num_blocks, "nbytes": removed.nbytes}, json)
 
 
 def _open(settings: Settings) -> BlockStore:

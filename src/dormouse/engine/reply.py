@@ -47,7 +47,7 @@ def grow(
         growth.is_valid = choices.is_valid[row]
         if not growth.is_valid or growth.reason is not None:
             break
-        if row in choices.broken:
+        if choices.is_broken(row):
             growth.is_broken = True
             break
         token = choices.tokens[row]

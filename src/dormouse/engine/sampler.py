@@ -113,12 +113,15 @@ class Sampler:
 class Choices:
     """A token for each row. It counts if those drafted before it were chosen too, and `is_valid`: the
     model computed numbers. `raw` has the logits of rows that ask for log probabilities, before any
-    constraint. At the rows in `broken` a constraint allowed nothing."""
+    constraint."""
 
     tokens: list[int]
     is_valid: list[bool]
     raw: dict[int, Row]
-    broken: frozenset[int] = frozenset()
+
+    def is_broken(self, row: int) -> bool:
+        """Whether a constraint allowed nothing there, or gave up."""
+        return self.tokens[row] == _NOTHING
 
     def logprob(self, row: int, top: int | None) -> TokenLogprob | None:
         """The log probability of a row's token, if it is asked for."""
@@ -136,28 +139,32 @@ def choose(logits: Rows, wanted: Sequence[tuple[Sampler, Sequence[int]]]) -> Cho
     is_valid: list[bool] = np.isfinite(peaks).tolist()
     raw: dict[int, Row] = {}
     drawn: list[tuple[int, Sampler, float]] = []
-    broken: set[int] = set()
+    told: list[tuple[int, Constraint]] = []
     first = 0
     for sampler, draft in wanted:
         rows = range(first, first + len(draft) + 1)
         first = rows.stop
+        constraint = sampler.constraint
         adjusts = sampler.changes_logits
         if sampler.params.top_logprobs is not None:
-            overwrites = adjusts or not sampler.is_greedy or sampler.constraint is not None
+            overwrites = adjusts or not sampler.is_greedy or constraint is not None
             raw |= {row: logits[row].copy() if overwrites else logits[row] for row in rows}
-        if sampler.constraint is not None:
-            for row, token in zip(rows, _constrained(logits, rows, sampler, draft, is_valid), strict=False):
+        is_open = True
+        if constraint is not None and draft:
+            # What may follow a drafted token is known when that token is chosen, not before.
+            for row, token in zip(rows, _in_order(logits, rows, constraint, sampler, draft), strict=False):
                 tokens[row] = token
-                if token == _NOTHING:
-                    broken.add(row)
-            continue
-        if adjusts:
+            is_open = False
+        elif constraint is not None and is_valid[rows.start]:
+            tokens[rows.start], is_open = _keep(logits[rows.start], constraint, sampler, ())
+            told.append((rows.start, constraint))
+        elif adjusts:
             for num_before, row in enumerate(rows):
                 sampler.adjust(logits[row], draft[:num_before])
                 tokens[row] = int(logits[row].argmax())
         if not sampler.is_greedy:
             uniforms = zip(rows, sampler.uniforms(len(rows)), strict=True)
-            drawn += [(row, sampler, uniform) for row, uniform in uniforms if is_valid[row]]
+            drawn += [(row, sampler, uniform) for row, uniform in uniforms if is_open and is_valid[row]]
     if drawn:
         places = [row for row, _, _ in drawn]
         sampled = distribution.draw(
@@ -167,40 +174,42 @@ def choose(logits: Rows, wanted: Sequence[tuple[Sampler, Sequence[int]]]) -> Cho
         )
         for row, token in zip(places, sampled, strict=True):
             tokens[row] = token
-    return Choices(tokens, is_valid, raw, frozenset(broken))
+    for row, constraint in told:
+        if tokens[row] != _NOTHING and not constraint.took(tokens[row]):
+            tokens[row] = _NOTHING
+    return Choices(tokens, is_valid, raw)
 
 
-def _constrained(
-    logits: Rows, rows: range, sampler: Sampler, draft: Sequence[int], is_valid: Sequence[bool]
+def _in_order(
+    logits: Rows, rows: range, constraint: Constraint, sampler: Sampler, draft: Sequence[int]
 ) -> Iterator[int]:
-    """The tokens of one reply's rows, in order: each row's constraint is known when the one before it is
-    chosen. Ends behind the first one that was drafted wrong, or with `_NOTHING`."""
-    constraint = sampler.constraint
-    assert constraint is not None
+    """The tokens of one reply's rows one by one. Ends behind the first that was drafted wrong, or with
+    `_NOTHING`."""
     uniforms = [0.0] * len(rows) if sampler.is_greedy else sampler.uniforms(len(rows))
     for row, drafted, uniform in zip(rows, (*draft, None), uniforms, strict=True):
-        if not is_valid[row]:
+        if not np.isfinite(logits[row].max()):
             return
-        token = _choose_allowed(logits[row], sampler, constraint, draft[: row - rows.start], uniform)
-        if token == _NOTHING or not constraint.took(token):
-            yield _NOTHING
-            return
+        token, is_open = _keep(logits[row], constraint, sampler, draft[: row - rows.start])
+        if is_open and not sampler.is_greedy:
+            token = distribution.draw(logits[row : row + 1], [sampler.params], [uniform])[0]
+        if token != _NOTHING and not constraint.took(token):
+            token = _NOTHING
         yield token
         if token != drafted:
             return
 
 
-def _choose_allowed(
-    row: Row, sampler: Sampler, constraint: Constraint, drafted: Sequence[int], uniform: float
-) -> int:
-    """The token of one row among those that the constraint allows."""
-    row += masks.penalty(constraint, len(row))
+def _keep(row: Row, constraint: Constraint, sampler: Sampler, drafted: Sequence[int]) -> tuple[int, bool]:
+    """Leave in `row` what the constraint allows: the best token, and whether there is another one."""
+    allowed = masks.allowed_by(constraint, len(row))
+    only = masks.only_one(allowed)
+    if only is not None:
+        return only, False
+    row += masks.penalty(allowed, len(row))
     if sampler.changes_logits:
-        allowed = row.copy()
+        before = row.copy()
         sampler.adjust(row, drafted)
         if row.max() == -np.inf:
-            row[:] = allowed  # an end that was held down is all there is
+            row[:] = before  # ends that were held down are all there is
     best = int(row.argmax())
-    if row[best] == -np.inf:
-        return _NOTHING
-    return best if sampler.is_greedy else distribution.draw(row[None], [sampler.params], [uniform])[0]
+    return (_NOTHING, False) if row[best] == -np.inf else (best, True)

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from dormouse.domain.errors import ShuttingDown
+from dormouse.models.swap_counts import SwapCounts
+
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +34,7 @@ class Change:
     """From the model `source` (None at start-up) to `target`. Written by the event loop, read by anyone.
 
     `beside`: both were in memory for a while, and no request waited. `num_cut` requests did not finish in
-    time. Times are in seconds.
+    time. `is_lost`: the old model did not come back either. Times are in seconds.
     """
 
     source: str | None
@@ -39,6 +42,7 @@ class Change:
     phase: Phase = Phase.CHECKING
     beside: bool = False
     num_cut: int = 0
+    is_lost: bool = False
     error: str | None = None
     progress: tuple[str, int, int] | None = None
     _began: float = field(default_factory=time.monotonic)
@@ -93,8 +97,7 @@ class Changes:
     def __init__(self, on_end: Callable[[], None]) -> None:
         """`on_end` is called after each of them."""
         self.last: Change | None = None
-        self.num_done = 0
-        self.num_failed = 0
+        self.counts = SwapCounts()
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
         self._has_ended = threading.Event()
@@ -124,17 +127,28 @@ class Changes:
         return self._has_ended.wait(timeout_s)
 
     async def _to_the_end(self, change: Change, work: Coroutine[Any, Any, None]) -> None:
-        is_swap = change.source is not None
         try:
             await work
             change.turn(Phase.DONE)
-            self.num_done += is_swap
+            self._count(change, None)
             log.info("'%s' is served after %.1f s", change.target, change.seconds)
         except BaseException as error:
+            self._count(change, error)
             change.fail(error)
-            self.num_failed += is_swap
             log.error("'%s' is not served: %s", change.target, error)
             raise
         finally:
             self._has_ended.set()
             self._on_end()
+
+    def _count(self, change: Change, error: BaseException | None) -> None:
+        if change.source is None or isinstance(error, ShuttingDown):
+            return
+        if error is None:
+            self.counts.done(change.seconds)
+        elif change.phase is Phase.CHECKING:
+            self.counts.refused()
+        elif change.is_lost:
+            self.counts.failed()
+        else:
+            self.counts.rolled_back()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,17 +26,31 @@ from dormouse.models.reply_parser import ReplyParser
 class ChatModel:
     """What the server needs of a model to speak with it; no weights. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, eos_token_ids: frozenset[int]) -> None:
-        """Raises UnsupportedModel when the tokenizer's decoder cannot be streamed."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        eos_token_ids: frozenset[int],
+        response_template: Any = None,
+    ) -> None:
+        """`response_template` is what the tokenizer's config has of that name: how replies are to be read.
+
+        Raises UnsupportedModel when the tokenizer's decoder cannot be streamed.
+        """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
         self._pieces = PieceEncoder(tokenizer, partial(self.encode, add_special_tokens=False))
         self._eos_token_ids = eos_token_ids
-        self._family = family_of(template.source, self._has_token, self._probe)
-        marked = map(tokenizer.token_to_id, self._family.markers)
-        shown = {token_id for token_id in marked if token_id is not None} - eos_token_ids
+        self._family = family_of(template.source, self._has_token, self._probe, response_template)
+        markers = list(self._family.markers)
+        if response_template is not None:
+            # Its patterns have bars escaped.
+            markers.append(json.dumps(response_template, ensure_ascii=False).replace("\\", ""))
+        added = tokenizer.get_added_tokens_decoder().items()
+        marked = {i for i, token in added if any(token.content in marker for marker in markers)}
+        shown = marked - eos_token_ids
         self._decoder = decoder_of(tokenizer, shown)
         self._grammars = Grammars(tokenizer, eos_token_ids, self._family)
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -56,7 +71,7 @@ class ChatModel:
         eos_text = eos_token.get("content") if isinstance(eos_token, dict) else eos_token
         if isinstance(eos_text, str) and (named := tokenizer.token_to_id(eos_text)) is not None:
             ids.add(named)
-        return cls(tokenizer, template, frozenset(ids))
+        return cls(tokenizer, template, frozenset(ids), settings.get("response_template"))
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

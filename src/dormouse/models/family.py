@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
+
+import regex
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
 from dormouse.domain.conversation import Conversation, Tool, ToolMode
 from dormouse.models.rendering import Accepts, Render, accepted_by
-from dormouse.models.reply_parser import FormatParser, ThinkingMarkers, new_call_id
+from dormouse.models.reply_parser import FormatParser, ReplyParser, ThinkingMarkers, new_call_id
+from dormouse.models.template_parser import TemplateParser
 from dormouse.models.tool_formats import fitting_format, taught_format
 from dormouse.models.tool_formats.base import ToolFormat
+
+log = logging.getLogger(__name__)
 
 _THINKING = (
     ThinkingMarkers("<think>", "</think>"),
@@ -25,6 +33,7 @@ class Family:
     accepts: Accepts
     tool_format: ToolFormat
     thinking: ThinkingMarkers | None
+    response_template: ResponseTemplate | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -38,11 +47,14 @@ class Family:
 
     def parser(
         self, conversation: Conversation, prompt_text: str, new_id: Callable[[], str] = new_call_id
-    ) -> FormatParser:
-        """A reader of the reply to `conversation`."""
+    ) -> ReplyParser:
+        """A reader of the reply to `conversation`: by the model's own response template if it has one."""
+        tools = callable_tools(conversation)
+        if self.response_template is not None:
+            return TemplateParser(self.response_template, prompt_text, tools, new_id)
         return FormatParser(
             self.tool_format,
-            callable_tools(conversation),
+            tools,
             self.thinking,
             is_thinking=self.is_thinking(prompt_text),
             new_id=new_id,
@@ -57,8 +69,11 @@ def callable_tools(conversation: Conversation) -> tuple[Tool, ...]:
     return tuple(tool for tool in conversation.tools if not choice.names or tool.name in choice.names)
 
 
-def family_of(source: str, has_token: Callable[[str], bool], render: Render) -> Family:
-    """The family of a model whose template is `source`; `render` is that template."""
+def family_of(
+    source: str, has_token: Callable[[str], bool], render: Render, response_template: Any = None
+) -> Family:
+    """The family of a model whose template is `source`; `render` is that template. `response_template` is
+    what the tokenizer's config has of that name."""
     accepts = accepted_by(render)
     taught = taught_format(source) if accepts.tools else None
     if taught is None:
@@ -73,4 +88,15 @@ def family_of(source: str, has_token: Callable[[str], bool], render: Render) -> 
         return in_vocabulary or markers.closing in source
 
     thinking = next(filter(thinks_with, _THINKING), None)
-    return Family(accepts, tool_format, thinking)
+    return Family(accepts, tool_format, thinking, _response_template(response_template))
+
+
+def _response_template(declared: Any) -> ResponseTemplate | None:
+    """The response template, None where there is none that this version of transformers knows."""
+    if declared is None:
+        return None
+    try:
+        return load_response_template(declared)
+    except (ValueError, TypeError, regex.error) as error:
+        log.warning("the model's response template is not used: %s", error)
+        return None

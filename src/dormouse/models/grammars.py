@@ -24,9 +24,9 @@ from tokenizers import Tokenizer
 from dormouse.domain.constraint import Constraint
 from dormouse.domain.conversation import Conversation, OutputFormat, Tool, ToolMode
 from dormouse.domain.errors import InvalidRequest
-from dormouse.models.decode_stream import special_ids
 from dormouse.models.family import Family, callable_tools
 from dormouse.models.lark import LarkWriter
+from dormouse.models.tool_formats.base import CallForm
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,7 @@ class Grammars:
         self._tokenizer = tokenizer
         self._eos = sorted(eos_token_ids)
         self._family = family
-        special = special_ids(tokenizer)
-        self._writer = LarkWriter(
-            lambda text: found if (found := tokenizer.token_to_id(text)) in special else None
-        )
+        self._writer = LarkWriter(self._special_id)
         self._lock = threading.Lock()
         self._ll_tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -79,7 +76,7 @@ class Grammars:
             body, self._family.thinking, is_thinking=self._family.is_thinking(prompt_text)
         )
         try:
-            return GrammarConstraint(self._matcher(lark))
+            return GrammarConstraint(self._continued(self._matcher(lark), conversation))
         except InvalidRequest as error:
             if _is_strict(conversation):
                 raise
@@ -90,25 +87,38 @@ class Grammars:
         """The rules of the reply, without its reasoning."""
         tools, choice = callable_tools(conversation), conversation.choice
         if tools and choice.mode is ToolMode.REQUIRED:
-            form = self._family.tool_format.call_form(self._enforceable(tools))
+            form = self._call_form(tools)
             return self._writer.calls(form, parallel=choice.parallel)
         if conversation.format is not None:
             text = self._writer.json_text(self._schema(conversation.format))
             if not tools:
                 return text
-            form = self._family.tool_format.call_form(self._enforceable(tools))
+            form = self._call_form(tools)
             return f"{text} | {self._writer.calls(form, parallel=choice.parallel)}"
         if tools and (not choice.parallel or any(tool.strict for tool in tools)):
-            form = self._family.tool_format.call_form(self._enforceable(tools))
+            form = self._call_form(tools)
             return self._writer.text_or_calls(form, parallel=choice.parallel)
         return None
 
     # -- schemas -------------------------------------------------------------------------------
 
-    def _enforceable(self, tools: Sequence[Tool]) -> list[Tool]:
-        """The tools with schemas that compile."""
+    def _call_form(self, tools: Sequence[Tool]) -> CallForm:
+        """The form of calls of `tools`, with schemas that compile.
+
+        Raises InvalidRequest when a strict one does not, or when the form leaves a part of it out.
+        """
+        call_form = self._family.tool_format.call_form
+        left_out = call_form([tool for tool in tools if tool.strict]).left_out
+        if left_out:
+            raise InvalidRequest(
+                f"this model's way of calling tools cannot enforce {', '.join(sorted(left_out))}; "
+                "leave that out of the schemas of strict tools, or leave 'strict' out",
+                param="tools",
+            )
         checked = (self._checked(t.parameters, t.strict, f"tool '{t.name}'", "tools") for t in tools)
-        return [replace(tool, parameters=schema) for tool, schema in zip(tools, checked, strict=True)]
+        return call_form(
+            [replace(tool, parameters=schema) for tool, schema in zip(tools, checked, strict=True)]
+        )
 
     def _schema(self, wanted: OutputFormat) -> Mapping[str, Any]:
         if wanted.schema is None:
@@ -136,13 +146,25 @@ class Grammars:
         """Raises InvalidRequest with what llguidance has against it."""
         try:
             text = json.dumps(schema)
+            if len(text) > _MOST_SCHEMA_CHARACTERS:
+                raise InvalidRequest(f"it has more than {_MOST_SCHEMA_CHARACTERS} characters")
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"lenient": lenient})
         except (RecursionError, ValueError) as error:
-            raise InvalidRequest(f"it is no JSON: {error}") from error
-        if len(text) > _MOST_SCHEMA_CHARACTERS:
-            raise InvalidRequest(f"it has more than {_MOST_SCHEMA_CHARACTERS} characters")
-        self._matcher(LLMatcher.grammar_from_json_schema(text, overrides={"lenient": lenient}))
+            raise InvalidRequest(f"it is nested too deep: {error}") from error
+        self._matcher(grammar)
 
     # -- compilation ---------------------------------------------------------------------------
+
+    def _continued(self, matcher: LLMatcher, conversation: Conversation) -> LLMatcher:
+        """The matcher behind the words that the reply goes on from."""
+        if conversation.continues:
+            begun = self._vocabulary().tokenize_str(conversation.messages[-1].text)
+            if matcher.try_consume_tokens(begun) < len(begun):
+                raise InvalidRequest(
+                    "the last message, which the reply continues, is not the beginning of what was asked for",
+                    param="messages",
+                )
+        return matcher
 
     def _matcher(self, grammar: str) -> LLMatcher:
         """A matcher at its start. Raises InvalidRequest when there is none, or not soon enough."""
@@ -167,11 +189,20 @@ class Grammars:
     def _compile(self, grammar: str) -> LLMatcher:
         return LLMatcher(self._vocabulary(), grammar, log_level=0, limits=_LIMITS)
 
+    def _special_id(self, text: str) -> int | None:
+        """The id of `text` where it is one token that llguidance does not take for text: these are more
+        than the tokenizer's special ones."""
+        token_id = self._tokenizer.token_to_id(text)
+        return token_id if token_id is not None and self._vocabulary().is_special_token(token_id) else None
+
     def _vocabulary(self) -> LLTokenizer:
         """Made once: it takes a few tenths of a second."""
         with self._lock:
             if self._ll_tokenizer is None:
-                self._ll_tokenizer = LLTokenizer(self._tokenizer.to_str(), eos_token=self._eos or None)
+                try:
+                    self._ll_tokenizer = LLTokenizer(self._tokenizer.to_str(), eos_token=self._eos or None)
+                except ValueError as error:
+                    raise InvalidRequest(f"this model's replies cannot be constrained: {error}") from error
             return self._ll_tokenizer
 
 
@@ -185,15 +216,16 @@ class GrammarConstraint:
         """Set the bits of the tokens that may come next; none when the grammar is broken."""
         words = np.frombuffer(mask, np.int32)
         words[:] = 0
+        allowed = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
+        # Where it gave up, it would let the reply end in the middle.
         if not self._matcher.is_error():
-            allowed = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
             # The model's logits may have more columns than the vocabulary has tokens.
             count = min(len(allowed), len(words))
             words[:count] = allowed[:count]
 
     def took(self, token: int) -> bool:
         """`token` came next. False when the grammar does not allow it or gave up."""
-        return self._matcher.consume_token(token)
+        return self._matcher.consume_token(token) and not self._matcher.is_error()
 
     def forced(self) -> Sequence[int]:
         """Tokens that can only come next."""

@@ -25,9 +25,13 @@ from dormouse.models.loader import Loader
 from dormouse.models.progress import Progress, no_progress
 from dormouse.models.served import ServedModel
 from dormouse.models.swap import load_first, replace
+from dormouse.models.swap_counts import SwapCounts
 from dormouse.models.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
+
+_RETRY_S = 5
+"""When to ask again for a model that is on its way."""
 
 _CHANGE_END_S = 300.0
 """Loading cannot be interrupted; a stop waits so long for its end."""
@@ -106,14 +110,9 @@ class ModelHost:
         return self._changes.last
 
     @property
-    def num_swaps(self) -> int:
-        """Swaps that succeeded."""
-        return self._changes.num_done
-
-    @property
-    def num_failed_swaps(self) -> int:
-        """Swaps that did not, refused ones included."""
-        return self._changes.num_failed
+    def swap_counts(self) -> SwapCounts:
+        """How the swaps so far have ended."""
+        return self._changes.counts
 
     async def serve(self, name: str) -> ServedModel:
         """The model that answers a request for `name`, held until the calling task ends.
@@ -137,7 +136,7 @@ class ModelHost:
             if not await self._waiting.wait(target, arrived, until):
                 raise Unavailable(
                     f"'{name}' was not served within {self.options.wait_s:g} s; retry later",
-                    retry_after_s=max(1, round(self.options.stay_s)),
+                    retry_after_s=max(1, round(self.options.stay_s)) if self.options.auto_swap else _RETRY_S,
                 )
 
     def model_of(self, name: str) -> str:
@@ -195,8 +194,7 @@ class ModelHost:
             "auto_swap": self.options.auto_swap,
             "waiting": self._waiting.counts,
             "held": len(self._holders),
-            "swaps": self.num_swaps,
-            "failed_swaps": self.num_failed_swaps,
+            "swaps": {outcome.value: count for outcome, count in self.swap_counts.by_outcome().items()},
             "change": self.change.describe() if self.change else None,
         }
 
@@ -211,9 +209,10 @@ class ModelHost:
             # A loop that has ended has nobody to wake.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._release_all)
+        until = time.monotonic() + grace_s
         for served in (self._served, self._leaving):
             if served is not None:
-                served.engine.stop(grace_s)
+                served.engine.stop(max(0.0, until - time.monotonic()))
         if not self._changes.wait_for_end(_CHANGE_END_S):
             log.error("a model is still being loaded after %g s; it is left behind", _CHANGE_END_S)
         if self._served is not None:

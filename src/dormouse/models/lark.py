@@ -37,7 +37,8 @@ TokenId = Callable[[str], int | None]
 
 
 class LarkWriter:
-    """Writes grammars for one vocabulary. `special_id` is the id of a special token, None for other text."""
+    """Writes grammars for one vocabulary. `special_id` is the id of a text that is a single token and no text
+    to the grammar; None for other text."""
 
     def __init__(self, special_id: TokenId) -> None:
         self._special_id = special_id

@@ -9,8 +9,8 @@ from dormouse.domain.blocks import Namespace
 from dormouse.domain.conversation import Conversation, Message
 from dormouse.domain.errors import InvalidRequest
 from dormouse.models.chat import ChatModel
+from dormouse.models.reply_memory import ReplyMemory
 from dormouse.models.splicing import RememberedReply, conversation_keys, spliced
-from dormouse.store.block_store import BlockStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Prompt:
 class Prompter:
     """Renders and tokenizes; blocking, for worker threads. Remembers replies in the tenant's namespace."""
 
-    def __init__(self, chat: ChatModel, store: BlockStore, tenant: str, namespace: Namespace) -> None:
+    def __init__(self, chat: ChatModel, replies: ReplyMemory, tenant: str, namespace: Namespace) -> None:
         self._chat = chat
         self._tenant = tenant
-        self._store = store
+        self._replies = replies
         self._namespace = namespace
 
     def prepare(self, conversation: Conversation) -> Prompt:
@@ -55,14 +55,7 @@ class Prompter:
     def remember(self, prompt: Prompt, reply: Message, tokens: Sequence[int]) -> None:
         """`tokens` were generated after `prompt` and shown as `reply`."""
         before = prompt.keys[-1] if prompt.keys else b""
-        (key,) = conversation_keys([reply], before)
-        self._store.remember_reply(self._namespace, key, (int(bool(reply.reasoning)), *tokens))
+        self._replies.remember(self._namespace, before, reply, tokens)
 
     def _recall(self, key: bytes) -> RememberedReply | None:
-        found = self._store.recall_reply(self._namespace, key)
-        if found is None:
-            return None
-        has_reasoning, *tokens = found
-        if tokens and tokens[-1] in self._chat.eos_token_ids:
-            tokens.pop()  # the template writes it
-        return RememberedReply(tuple(tokens), self._chat.decode_reply(tokens), bool(has_reasoning))
+        return self._replies.recall(self._namespace, key, self._chat)

@@ -65,6 +65,11 @@ def list_models(models_dir: Path) -> list[ModelFolder]:
     return found
 
 
+def has_model(name: str, models_dir: Path) -> bool:
+    """Whether `models_dir` has a folder for a model of that name; it is not looked into."""
+    return check_name(name) and _is_folder(models_dir / name)
+
+
 def import_target(name: str, models_dir: Path) -> Path:
     """The folder for a model to be imported as `name`. Raises ModelError when it cannot be a name."""
     if not check_name(name) or name == EMBEDDED_NAME:

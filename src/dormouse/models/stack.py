@@ -22,13 +22,14 @@ from dormouse.models.loader import Candidate
 from dormouse.models.progress import Progress, no_progress
 from dormouse.models.served import ServedModel
 from dormouse.models.settling import resettle, settle, unsettle
-from dormouse.models.sources import check_name, list_models, resolve
+from dormouse.models.sources import has_model, list_models, resolve
 from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
 
 if TYPE_CHECKING:
     from dormouse.runtimes.torch.config import DecoderConfig
+    from dormouse.runtimes.torch.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class FolderLoader:
 
     def knows(self, name: str) -> bool:
         """See `Loader.knows`."""
-        return name in self._elsewhere or (check_name(name) and (self._settings.models_dir / name).is_dir())
+        return name in self._elsewhere or has_model(name, self._settings.models_dir)
 
     def models(self) -> list[ModelFolder]:
         """See `Loader.models`."""
@@ -120,6 +121,7 @@ class FolderLoader:
             from dormouse.runtimes.torch.preflight import check_folder
 
             config = check_folder(folder.path)
+            _context(self._settings).fit(config)
         cache = _cache_spec(self._settings, config)
         arena_nbytes = (self._settings.arena_tokens or 2 * cache.block_size) * cache.token_nbytes
         needed = int((folder.weights_nbytes + arena_nbytes) * _NEEDED_SHARE)
@@ -182,17 +184,16 @@ def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
     """The model in a runtime, with an arena of `settings.arena_tokens` or a default that fits."""
     # torch takes seconds to import: only what computes pays for it.
     from dormouse.runtimes.torch.config import DecoderConfig
-    from dormouse.runtimes.torch.context import Context
     from dormouse.runtimes.torch.fingerprint import DigestCache
     from dormouse.runtimes.torch.runtime import TorchRuntime
 
     config = DecoderConfig.from_hf(folder.config)
-    context = Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
+    context = _context(settings)
     _, context_length = context.fit(config)
     if context_length > config.context_length:
         log.warning(
             "context of %d tokens by %s rope scaling with factor %g: the model was trained for %d; words "
-            "become worse the further beyond that a context goes, and a little worse below",
+            "become worse the further a context goes beyond that, and somewhat worse below, too",
             context_length,
             settings.rope_scaling,
             settings.rope_factor or context_length / config.context_length,
@@ -231,6 +232,12 @@ def default_arena(cache: CacheSpec, context_length: int, weights_nbytes: int) ->
         )
     share = max(int(affordable * _DEFAULT_MEMORY_SHARE), min(affordable, full))
     return max(2 * cache.block_size, min(share, _DEFAULT_CONTEXTS * context_length))
+
+
+def _context(settings: Settings) -> Context:
+    from dormouse.runtimes.torch.context import Context
+
+    return Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
 
 
 def _cache_spec(settings: Settings, config: DecoderConfig) -> CacheSpec:

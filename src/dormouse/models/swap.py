@@ -138,6 +138,7 @@ async def _restore(stage: Stage, loader: Loader, change: Change, old: ServedMode
         back = await asyncio.to_thread(loader.load, Candidate(old.folder, old.chat, 0))
     except Exception as error:
         log.exception("'%s' could not be loaded again", old.name)
+        change.is_lost = True
         raise SwapFailed(
             f"'{change.target}' could not be loaded ({why}), and neither could '{old.name}' again "
             f"({_said(error)}); no model is served. Swap to one, or restart the server"

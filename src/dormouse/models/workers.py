@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import sys
 import threading
@@ -17,8 +18,9 @@ T = TypeVar("T")
 _CORES_PER_THREAD, _MOST_THREADS = 2, 4
 """A decode step waits at every product for the slowest of its threads: leave it cores without company."""
 
-_NICE = 5
-"""A prompt can wait a little, a step cannot. Not lower: a thread that never runs may hold Python's lock."""
+_NICE = 10
+"""A prompt can wait a little, a step cannot: it gets a tenth of a core that both want. Not less, since a
+thread that does not get to run may hold Python's lock."""
 
 
 class Workers:
@@ -36,7 +38,8 @@ class Workers:
 
         If the caller is cancelled before its turn, the call is never made.
         """
-        call = partial(function, *args, **kwargs)
+        # With the caller's context, which tells logs whose request it is.
+        call = partial(contextvars.copy_context().run, partial(function, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def close(self) -> None:

@@ -52,11 +52,6 @@ class AgentImport:
             key = packed_block_key(id.namespace, parent, packed)
             self._links.append(Link(key, parent, tuple(unpack_tokens(packed))))
 
-    @property
-    def keys(self) -> list[BlockKey]:
-        """All blocks, parents first."""
-        return [link.key for link in self._links]
-
     def batches(self, file: BinaryIO, view: StoreView) -> Iterator[list[PendingBlock]]:
         """The blocks that the store lacks, a few at a time. Raises ArchiveInvalid when the file changed."""
         block_nbytes = self._format.cache.block_nbytes

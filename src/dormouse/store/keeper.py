@@ -257,6 +257,9 @@ class Keeper:
 
     def add(self, blocks: Sequence[PendingBlock]) -> None:
         """Make blocks durable now, all or none. Raises StoreError when they do not fit, and as `commit`."""
+        known = self._index.blocks
+        # One that was stored meanwhile is not touched: what fails below takes files away.
+        blocks = [b for b in blocks if b.link.key not in known or not known[b.link.key].nbytes]
         nbytes = sum(block.format.file_nbytes(block.tokens) for block in blocks)
         self.enforce_quota(nbytes + 2 * CATALOG_ROOM_NBYTES + len(blocks) * ROW_ROOM_NBYTES)
         written, failed = self._files.write(blocks)

@@ -95,13 +95,15 @@ Form = tuple[Part, ...]
 class CallForm:
     """How calls stand in a reply: `opening`, one call, more of them with `separator` between, `closing`.
 
-    `opening` begins with the marker by which calls are told from text.
+    `opening` begins with the marker by which calls are told from text. `left_out` are keywords of the tools'
+    schemas that these forms do not enforce.
     """
 
     opening: Form
     calls: tuple[Form, ...]
     separator: Form
     closing: Form
+    left_out: frozenset[str] = frozenset()
 
 
 class ToolFormat(Protocol):
@@ -188,6 +190,20 @@ def call_object(tool: Tool, arguments_key: str) -> Form:
 def arguments(tool: Tool) -> Json:
     """The arguments of a call: an object, also where the schema forgets to say so."""
     return Json({"type": "object", **tool.parameters})
+
+
+def strays(schema: Mapping[str, Any], *known: str) -> frozenset[str]:
+    """Keywords of `schema` that are neither `known` nor mere words about it."""
+    words = {"$defs", "$schema", "default", "definitions", "deprecated", "description", "examples", "title"}
+    return frozenset(schema).difference(words, known)
+
+
+def object_strays(schema: Mapping[str, Any]) -> frozenset[str]:
+    """`strays` of an object that is written by its named properties alone."""
+    named, required = schema.get("properties"), schema.get("required")
+    unnamed = isinstance(required, list) and not set(required) <= set(named or ())
+    found = strays(schema, "type", "properties", "required", "additionalProperties")
+    return found | {"required"} if unnamed else found
 
 
 def _refuse(constant: str) -> None:

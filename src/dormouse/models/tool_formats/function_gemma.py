@@ -21,6 +21,8 @@ from dormouse.models.tool_formats.base import (
     Region,
     Repeated,
     dumps,
+    object_strays,
+    strays,
     tool_json,
 )
 from dormouse.models.tool_formats.regions import Delimited
@@ -79,12 +81,9 @@ class FunctionGemma:
     def call_form(self, tools: Sequence[Tool]) -> CallForm:
         """Arguments in the schema's order; those that are not required may be left out."""
         calls = tuple((Literal(f"call:{tool.name}"), *self._object(tool.parameters)) for tool in tools)
-        return CallForm(
-            (Marker(self.opening),),
-            calls,
-            (Marker(self.closing), Marker(self.opening)),
-            (Marker(self.closing),),
-        )
+        opening, closing = Marker(self.opening), Marker(self.closing)
+        left_out: frozenset[str] = frozenset().union(*(_left_out(tool.parameters) for tool in tools))
+        return CallForm((opening,), calls, (closing, opening), (closing,), left_out)
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -198,6 +197,21 @@ class FunctionGemma:
         if isinstance(value, str):
             return (Marker(self.quote), Literal(value), Marker(self.quote))
         return (Literal(self._literal(value)),)
+
+
+def _left_out(schema: Any) -> frozenset[str]:
+    """What `_form` and `_object` do not look at."""
+    if not isinstance(schema, dict):
+        return frozenset()
+    kind = schema.get("type")
+    if kind == "object":
+        properties = schema.get("properties")
+        named = properties.values() if isinstance(properties, dict) else ()
+        return object_strays(schema).union(*map(_left_out, named))
+    if kind == "array":
+        return strays(schema, "type", "items") | _left_out(schema.get("items"))
+    known = ("type", "enum") if isinstance(kind, str) else ("enum",)
+    return strays(schema, *known) | (frozenset() if isinstance(kind, str) or "enum" in schema else {"type"})
 
 
 def _skip(text: str, at: int) -> int:

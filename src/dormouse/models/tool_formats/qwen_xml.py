@@ -21,7 +21,9 @@ from dormouse.models.tool_formats.base import (
     RawCall,
     Region,
     dumps,
+    object_strays,
     read_json,
+    strays,
     tool_json,
 )
 from dormouse.models.tool_formats.regions import Delimited
@@ -78,6 +80,7 @@ class QwenXml:
             tuple(map(_form, tools)),
             between,
             (Literal("\n"), Marker(_CLOSING)),
+            frozenset().union(*map(_left_out, tools)),
         )
 
 
@@ -143,10 +146,26 @@ def _value(schema: Any, root: Mapping[str, Any]) -> Part:
     """Texts stand as they are, everything else is JSON. Of a text only its enumeration is enforced."""
     if not isinstance(schema, dict):
         return Json({})
-    options = schema.get("enum")
-    if isinstance(options, list) and options and all(isinstance(option, str) for option in options):
+    options = _texts(schema)
+    if options:
         return Choice(tuple((Literal(option),) for option in options))
-    if schema.get("type") == "string":
+    if _allows_text(schema):
         return Pattern(_TEXT)
     definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
     return Json({**schema, **definitions})
+
+
+def _texts(schema: Mapping[str, Any]) -> list[str]:
+    """The texts of an enumeration of nothing else."""
+    options = schema.get("enum")
+    return options if isinstance(options, list) and all(isinstance(each, str) for each in options) else []
+
+
+def _left_out(tool: Tool) -> frozenset[str]:
+    found = object_strays(tool.parameters)
+    properties = tool.parameters.get("properties")
+    for schema in properties.values() if isinstance(properties, dict) else ():
+        if _allows_text(schema):
+            found |= strays(schema, "type", *(("enum",) if _texts(schema) else ()))
+            found |= {"type"} if schema.get("type") not in ("string", None) else frozenset()
+    return found

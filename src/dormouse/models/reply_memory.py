@@ -1,0 +1,54 @@
+"""Replies as they were generated, by the conversation that they ended: in the store, and ready for use."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from dormouse.domain.blocks import Namespace
+from dormouse.domain.conversation import Message
+from dormouse.models.chat import ChatModel
+from dormouse.models.splicing import RememberedReply, conversation_keys
+from dormouse.store.block_store import BlockStore
+
+_MOST_DECODED = 8192
+"""Replies whose text is kept beside their tokens: a conversation asks for all of its own with each turn."""
+
+
+class ReplyMemory:
+    """The replies of all tenants of all models; their namespaces tell them apart. Thread-safe."""
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._decoded: OrderedDict[tuple[Namespace, bytes], RememberedReply] = OrderedDict()
+
+    def remember(
+        self, namespace: Namespace, conversation: bytes, reply: Message, tokens: Sequence[int]
+    ) -> None:
+        """`tokens` were generated after the conversation of that key, and shown as `reply`."""
+        (key,) = conversation_keys([reply], conversation)
+        self._store.remember_reply(namespace, key, (int(bool(reply.reasoning)), *tokens))
+        with self._lock:
+            self._decoded.pop((namespace, key), None)
+
+    def recall(self, namespace: Namespace, key: bytes, chat: ChatModel) -> RememberedReply | None:
+        """The reply that ended the conversation of that key, if it was generated here and is remembered."""
+        found = self._store.recall_reply(namespace, key)
+        if found is None:
+            return None
+        has_reasoning, *tokens = found
+        if tokens and tokens[-1] in chat.eos_token_ids:
+            tokens.pop()  # the template writes it
+        with self._lock:
+            known = self._decoded.get((namespace, key))
+            if known is not None and known.tokens == tuple(tokens):
+                self._decoded.move_to_end((namespace, key))
+                return known
+        reply = RememberedReply(tuple(tokens), chat.decode_reply(tokens), bool(has_reasoning))
+        with self._lock:
+            self._decoded[namespace, key] = reply
+            if len(self._decoded) > _MOST_DECODED:
+                self._decoded.popitem(last=False)
+        return reply
