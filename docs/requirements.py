@@ -15,9 +15,9 @@ STATES = ("pass", "miss", "later")
 _HEAD = """# Requirements
 
 {note}
-What an earlier system of this kind set out to do, row by row, and where this project stands. *pass*: the tests
-named prove it. *miss*: tried, and not reached. *later*: not done yet. Figures were measured. Of {total} rows
-{passed} pass, {missed} miss and {later} are for later.
+What an earlier system of this kind set out to do, row by row, and where this project stands. *pass*: the
+tests named prove it. *miss*: tried, and not reached. *later*: not done yet. Figures were measured.
+Of {total} rows {passed} pass, {missed} miss and {later} are for later.
 
 | | requirement | target | state | figure | proof |
 | --- | --- | --- | --- | --- | --- |
@@ -26,7 +26,7 @@ named prove it. *miss*: tried, and not reached. *later*: not done yet. Figures w
 
 @dataclass(frozen=True)
 class Requirement:
-    """A row. `tests` are paths from the root of the repository, with `::test_name` where one test is meant."""
+    """A row. `tests` are paths from the root of the repository, with `::test_name` where one is meant."""
 
     id: str
     text: str
