@@ -15,6 +15,7 @@ import typer
 from benchmarks.compare import page
 from pydantic_core import PydanticUndefined
 
+from docs import requirements
 from dormouse.api.metric_table import METRICS
 from dormouse.cli.config import flag_of, variable_of
 from dormouse.cli.main import app
@@ -50,6 +51,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
+    if problems := requirements.problems():
+        sys.stderr.write("requirements.toml:\n" + "\n".join(problems) + "\n")
+        return 1
     stale = []
     for name, render in PAGES.items():
         path, text = HERE / name, render()
@@ -121,7 +125,17 @@ def _default(field: Any) -> str:
     return "not set" if field.default in (None, ()) else f"`{field.default}`"
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page, "metrics.md": metrics_page}
+def requirements_page() -> str:
+    """Every requirement with its state and its proof."""
+    return requirements.page(_NOTE)
+
+
+PAGES = {
+    "cli.md": cli_page,
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "requirements.md": requirements_page,
+}
 """What is generated, by name below `docs`."""
 
 if __name__ == "__main__":

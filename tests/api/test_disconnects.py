@@ -1,4 +1,4 @@
-"""Clients that go away at any point of a request or a stream, in every dialect: nothing of them stays behind."""
+"""Clients that go away at any point of a request or a stream, in every dialect: nothing of them stays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Leaver:
-    """A client that sends a part of a request, reads a number of bytes, and is gone: by a reset, or politely."""
+    """Sends a part of a request, reads a number of bytes, and is gone: by a reset, or politely."""
 
     path: str
     is_streaming: bool

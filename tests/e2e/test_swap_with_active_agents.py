@@ -62,8 +62,8 @@ def swap(live: Live, model: str) -> dict[str, Any]:
 
 
 def test_active_agents_drain(live: Live, record_property: Callable[[str, Any], None]) -> None:
-    """S13, S14, S15, S45: a swap while three agents speak takes less than 30 s, all three finish with the words
-    that they would have said, and the new model answers."""
+    """S13, S14, S15, S45: a swap while three agents speak takes less than 30 s, all three finish with the
+    words that they would have said, and the new model answers."""
     undisturbed = at_once([partial(tell, live.server, name) for name in NAMES])
     swap(live, "twin")
     swap(live, "smollm2")
