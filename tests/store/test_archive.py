@@ -210,11 +210,23 @@ def remade(body: bytes, old: str, new: str) -> bytes:
         ('"rest": []', '"rest": [-1]'),
         ('"quota_bytes": 0', '"quota_bytes": "0"'),
         ('"quota_bytes": 0', '"quota_bytes": ' + "[" * 50_000),
+        ('"model": "toy"', '"model": "\\ud800"'),
+        ('"parent": ""', '"parent": "\\udfff"'),
+        ('"name": "ada"', '"name": "\\ud800"'),
     ],
 )
 def test_manifests_that_cannot_be(source: BlockStore, other: BlockStore, old: str, new: str) -> None:
     with pytest.raises((ArchiveInvalid, ArchiveMismatch)):
         take(other, remade(exported(source), old, new))
+
+
+def test_a_value_that_the_catalog_cannot_hold_costs_one_answer(source: BlockStore) -> None:
+    far = AgentId("acme", "far", HERE)
+    with pytest.raises(StoreError, match="cannot hold"):
+        source.admin.create(far, "toy", quota_nbytes=1 << 70)
+    with pytest.raises(AgentNotFound):
+        source.agent("acme", "far")
+    source.admin.create(far, "toy")
 
 
 @pytest.mark.parametrize("step", ["commit", "write", "rename", "fsync_folder"])

@@ -254,8 +254,9 @@ def _int(value: object, least: int = 0) -> int:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
+    # Lone surrogates are not printable either; the catalog could not encode them.
+    if not isinstance(value, str) or not value.isprintable():
+        raise TypeError(f"{value!r} is not printable text")
     return value
 
 
