@@ -211,6 +211,7 @@ def remade(body: bytes, old: str, new: str) -> bytes:
         ('"quota_bytes": 0', '"quota_bytes": "0"'),
         ('"quota_bytes": 0', '"quota_bytes": ' + "[" * 50_000),
         ('"model": "toy"', '"model": "\\ud800"'),
+        ("[1, 2]", f"[1, {1 << 32}]"),
         ('"parent": ""', '"parent": "\\udfff"'),
         ('"name": "ada"', '"name": "\\ud800"'),
     ],
@@ -218,6 +219,20 @@ def remade(body: bytes, old: str, new: str) -> bytes:
 def test_manifests_that_cannot_be(source: BlockStore, other: BlockStore, old: str, new: str) -> None:
     with pytest.raises((ArchiveInvalid, ArchiveMismatch)):
         take(other, remade(exported(source), old, new))
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "-1.0", "1e+300", "true"])
+def test_a_time_that_cannot_be(source: BlockStore, other: BlockStore, time: str) -> None:
+    first = source.admin.tags("acme", "ada")[0].created_at
+    with pytest.raises(ArchiveInvalid, match="is not a time"):
+        take(other, remade(exported(source), repr(first), time))
+
+
+def test_another_model_is_refused_before_its_payloads_are_read(source: BlockStore) -> None:
+    body = exported(source)
+    head = body[: 8 + int.from_bytes(body[:8], "little")]
+    with pytest.raises(ArchiveMismatch):
+        source.admin.load(io.BytesIO(head), len(head), "home", expected=Identity("other model", CACHE))
 
 
 def test_a_value_that_the_catalog_cannot_hold_costs_one_answer(source: BlockStore) -> None:
