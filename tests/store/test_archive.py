@@ -22,8 +22,10 @@ from tests.store.kit import (
     links_of,
     load,
     payload_of,
+    put_all,
     ram_folder,
     reply,
+    save,
     update_of,
 )
 
@@ -137,6 +139,18 @@ def test_history_without_blocks_moves_too(open_store: OpenStore, other: BlockSto
     here = take(other, exported(store))
     assert other.history(here) == [*TALK, 3]
     assert other.agent("home", "ada").durable_tokens == 0
+
+
+def test_blocks_that_came_before_their_parents_move_too(store: BlockStore, other: BlockStore) -> None:
+    store.register(HERE, CACHE, "toy model")
+    links = links_of(TALK)
+    put_all(store, links[1:])
+    assert store.flush()
+    put_all(store, links[:1])
+    assert save(store, "ada", links)
+    here = take(other, exported(store))
+    assert other.history(here) == TALK
+    assert other.agent("home", "ada").durable_tokens == len(TALK)
 
 
 def test_safetensors_reads_it(source: BlockStore, tmp_path: Path) -> None:

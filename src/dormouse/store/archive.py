@@ -189,8 +189,8 @@ def read_archive(
             payload = take(manifest.identity.cache.block_nbytes)
             if payload_checksum(payload, packed) != node.checksum:
                 _invalid("the checksum of a block does not match")
-    expected = digest.digest()
-    if take(DIGEST_NBYTES) != expected:
+    computed = digest.digest()
+    if take(DIGEST_NBYTES) != computed:
         _invalid("its digest does not match")
     return Archive(manifest, tokens, bodies, payloads_at)
 
