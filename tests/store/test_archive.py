@@ -125,6 +125,18 @@ def test_an_import_gets_another_name_and_overwrites_only_when_told(
         take(other, body, "\n")
 
 
+def test_what_only_a_replaced_checkpoint_needed_goes(source: BlockStore, other: BlockStore) -> None:
+    take(other, exported(source))
+    assert other.stats().num_history_only > 0, "where a stored block starts as an unfinished one does"
+    source.admin.rollback("acme", "ada", "far")
+    source.admin.untag("acme", "ada", "then")
+    source.admin.tag("acme", "ada", "then")
+    take(other, exported(source), overwrite=True)
+    assert other.stats().num_history_only == 0
+    other.admin.rollback("home", "ada", "then")
+    assert other.history(other.agent("home", "ada").id) == LONGER
+
+
 def test_an_agent_that_said_nothing_moves_too(source: BlockStore, other: BlockStore) -> None:
     source.admin.create(AgentId("acme", "new", HERE), "toy", documents={"agent": b"{}"})
     here = take(other, exported(source, "new"))
