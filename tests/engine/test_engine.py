@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.engine.harness import GREEDY, GatedRuntime, opened
+from tests.engine.harness import GREEDY, WAIT_S, GatedRuntime, opened
 
 from dormouse.domain.errors import (
+    AgentNotFound,
     ContextLengthExceeded,
     DeadlineExceeded,
     EngineDead,
@@ -164,6 +168,50 @@ def test_a_seeded_stream_survives_preemption(tmp_path: Path) -> None:
             other.finished()
         assert client.engine.stats().preemptions > 0
     assert call.text == alone.text
+
+
+def stepped(runtime: GatedRuntime, done: Callable[[], bool]) -> None:
+    """Compute steps, one by one, until `done`."""
+    deadline = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < deadline
+        if runtime.started.acquire(timeout=0.05):
+            runtime.allow.release()
+
+
+def test_nothing_stays_of_an_agent_that_is_deleted_while_it_is_preempted(tmp_path: Path) -> None:
+    store = BlockStore.open(tmp_path, quota_nbytes=1 << 30)
+    tight = GatedRuntime(8)
+    params = replace(GREEDY, max_tokens=60)
+    with opened(tmp_path, runtime=tight, store=store) as client, ThreadPoolExecutor() as pool:
+        # The first one needs its fifth page while the other one is within its fourth.
+        first = client.submit(LONG[:49], params, agent="a")
+        other = client.submit(LONG[1:41], params, agent="b")
+        stepped(tight, lambda: client.engine.stats().preemptions > 0)
+        abandoned = pool.submit(client.engine.abandon, "default", "b")
+        stepped(tight, abandoned.done)
+        tight.run_freely()
+        assert isinstance(other.failed().error, AgentNotFound)
+        keys = abandoned.result()
+        assert keys is not None
+        first.finished()
+        assert store.flush()
+        store.admin.discard(keys)
+        store.delete_agent("default", "a")
+        assert store.stats().num_blocks == 0
+
+
+def test_an_abandoned_reply_without_a_full_block_was_one(tmp_path: Path) -> None:
+    runtime = GatedRuntime(8)
+    with opened(tmp_path, runtime=runtime, max_running=1) as client, ThreadPoolExecutor() as pool:
+        assert client.engine.abandon("default", "b") is None
+        client.submit(LONG[:40], replace(GREEDY, max_tokens=60), agent="a")
+        call = client.submit("short", agent="b")
+        abandoned = pool.submit(client.engine.abandon, "default", "b")
+        stepped(runtime, abandoned.done)
+        runtime.run_freely()
+        assert abandoned.result() == []
+        assert isinstance(call.failed().error, AgentNotFound)
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:

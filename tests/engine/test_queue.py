@@ -78,6 +78,16 @@ def test_who_goes_away_takes_no_turn() -> None:
     assert drain(queue) == ["a1", "b0"]
 
 
+def test_a_side_request_inherits_no_turn_from_one_that_went_away() -> None:
+    gone = waiting("gone", agent="a", priority=Priority.SIDE)
+    queue = filled(gone, *(waiting(f"m{i}", agent="b") for i in range(MAINS_PER_SIDE + 1)))
+    for _ in range(MAINS_PER_SIDE):
+        queue.admit(next(iter(queue)))
+    queue.remove(gone)
+    queue.add(waiting("side", agent="a", priority=Priority.SIDE))
+    assert drain(queue) == [f"m{MAINS_PER_SIDE}", "side"]
+
+
 @dataclass
 class Watched:
     """A waiting sequence, and what its bound is made of."""

@@ -22,8 +22,10 @@ from tests.store.kit import (
     links_of,
     load,
     payload_of,
+    put_all,
     ram_folder,
     reply,
+    save,
     update_of,
 )
 
@@ -123,6 +125,18 @@ def test_an_import_gets_another_name_and_overwrites_only_when_told(
         take(other, body, "\n")
 
 
+def test_what_only_a_replaced_checkpoint_needed_goes(source: BlockStore, other: BlockStore) -> None:
+    take(other, exported(source))
+    assert other.stats().num_history_only > 0, "where a stored block starts as an unfinished one does"
+    source.admin.rollback("acme", "ada", "far")
+    source.admin.untag("acme", "ada", "then")
+    source.admin.tag("acme", "ada", "then")
+    take(other, exported(source), overwrite=True)
+    assert other.stats().num_history_only == 0
+    other.admin.rollback("home", "ada", "then")
+    assert other.history(other.agent("home", "ada").id) == LONGER
+
+
 def test_an_agent_that_said_nothing_moves_too(source: BlockStore, other: BlockStore) -> None:
     source.admin.create(AgentId("acme", "new", HERE), "toy", documents={"agent": b"{}"})
     here = take(other, exported(source, "new"))
@@ -137,6 +151,18 @@ def test_history_without_blocks_moves_too(open_store: OpenStore, other: BlockSto
     here = take(other, exported(store))
     assert other.history(here) == [*TALK, 3]
     assert other.agent("home", "ada").durable_tokens == 0
+
+
+def test_blocks_that_came_before_their_parents_move_too(store: BlockStore, other: BlockStore) -> None:
+    store.register(HERE, CACHE, "toy model")
+    links = links_of(TALK)
+    put_all(store, links[1:])
+    assert store.flush()
+    put_all(store, links[:1])
+    assert save(store, "ada", links)
+    here = take(other, exported(store))
+    assert other.history(here) == TALK
+    assert other.agent("home", "ada").durable_tokens == len(TALK)
 
 
 def test_safetensors_reads_it(source: BlockStore, tmp_path: Path) -> None:
@@ -210,11 +236,38 @@ def remade(body: bytes, old: str, new: str) -> bytes:
         ('"rest": []', '"rest": [-1]'),
         ('"quota_bytes": 0', '"quota_bytes": "0"'),
         ('"quota_bytes": 0', '"quota_bytes": ' + "[" * 50_000),
+        ('"model": "toy"', '"model": "\\ud800"'),
+        ("[1, 2]", f"[1, {1 << 32}]"),
+        ('"parent": ""', '"parent": "\\udfff"'),
+        ('"name": "ada"', '"name": "\\ud800"'),
     ],
 )
 def test_manifests_that_cannot_be(source: BlockStore, other: BlockStore, old: str, new: str) -> None:
     with pytest.raises((ArchiveInvalid, ArchiveMismatch)):
         take(other, remade(exported(source), old, new))
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "-1.0", "1e+300", "true"])
+def test_a_time_that_cannot_be(source: BlockStore, other: BlockStore, time: str) -> None:
+    first = source.admin.tags("acme", "ada")[0].created_at
+    with pytest.raises(ArchiveInvalid, match="is not a time"):
+        take(other, remade(exported(source), repr(first), time))
+
+
+def test_another_model_is_refused_before_its_payloads_are_read(source: BlockStore) -> None:
+    body = exported(source)
+    head = body[: 8 + int.from_bytes(body[:8], "little")]
+    with pytest.raises(ArchiveMismatch):
+        source.admin.load(io.BytesIO(head), len(head), "home", expected=Identity("other model", CACHE))
+
+
+def test_a_value_that_the_catalog_cannot_hold_costs_one_answer(source: BlockStore) -> None:
+    far = AgentId("acme", "far", HERE)
+    with pytest.raises(StoreError, match="cannot hold"):
+        source.admin.create(far, "toy", quota_nbytes=1 << 70)
+    with pytest.raises(AgentNotFound):
+        source.agent("acme", "far")
+    source.admin.create(far, "toy")
 
 
 @pytest.mark.parametrize("step", ["commit", "write", "rename", "fsync_folder"])

@@ -133,6 +133,50 @@ def test_a_failing_disk_loses_no_note(open_store: OpenStore) -> None:
     assert store.recall_reply(NAMESPACE, b"k") == (1, 2)
 
 
+def test_what_went_before_it_was_written_is_forgotten(open_store: OpenStore) -> None:
+    ops = FailingOps()
+    options = StoreOptions(retry_s=0.01, max_documents=3, max_replies=3)
+    store = open_store(file_ops=ops, options=options)
+    store.put_document("acme", "response", "stored", b"old")
+    store.remember_reply(NAMESPACE, b"stored", [1])
+    assert store.flush()
+    ops.errors["commit"] = sqlite3.OperationalError("disk I/O error")
+    for number in range(50):
+        store.put_document("acme", "response", str(number), b"1")
+        store.remember_reply(NAMESPACE, str(number).encode(), [1])
+        assert not store.flush()
+    documents, _ = store._parts.notes.documents.unsaved()
+    assert len(documents) == 4, "those that are kept, and the one to be deleted"
+    assert len(store._parts.notes.replies.unsaved()) == 4
+    ops.errors.clear()
+    assert store.flush()
+    store.close()
+    store = open_store(options=options)
+    assert ids(store) == ["47", "48", "49"]
+    assert store.recall_reply(NAMESPACE, b"stored") is None
+    assert store.recall_reply(NAMESPACE, b"47") == (1,)
+
+
+def test_what_goes_while_it_is_written_stays_gone(open_store: OpenStore) -> None:
+    ops = GatedOps("commit")
+    options = StoreOptions(max_replies=1)
+    store = open_store(file_ops=ops, options=options)
+    assert store.flush()
+    ops.gate.clear()
+    store.put_document("acme", "response", "a", b"1")
+    store.remember_reply(NAMESPACE, b"a", [1])
+    assert ops.reached.wait(WAIT_S)
+    store.delete_document("acme", "response", "a")
+    store.remember_reply(NAMESPACE, b"b", [1])
+    ops.gate.set()
+    assert store.flush()
+    store.close()
+    store = open_store(options=StoreOptions(max_replies=10))
+    assert ids(store) == []
+    assert store.recall_reply(NAMESPACE, b"a") is None
+    assert store.recall_reply(NAMESPACE, b"b") == (1,)
+
+
 def test_a_put_while_the_deletion_is_written_wins(open_store: OpenStore) -> None:
     ops = GatedOps("commit")
     store = open_store(file_ops=ops)

@@ -161,10 +161,11 @@ class Engine:
         """
         return self._ask(partial(self._loop.residence.release, keys))
 
-    def abandon(self, tenant: str, agent: str) -> list[BlockKey]:
+    def abandon(self, tenant: str, agent: str) -> list[BlockKey] | None:
         """Fail the open requests of an agent with AgentNotFound, and save nothing more of them.
 
-        Returned are their full blocks, which may be stored already. Waits; raises as `release` does.
+        Returned are their blocks that may be stored already; None when there was no such request. Waits;
+        raises as `release` does.
         """
         return self._ask(partial(self._loop.abandon, tenant, agent))
 

@@ -219,21 +219,24 @@ class EngineLoop:
         """Open requests of an agent."""
         return len(self._of_agent(tenant, agent))
 
-    def abandon(self, tenant: str, agent: str) -> list[BlockKey]:
+    def abandon(self, tenant: str, agent: str) -> list[BlockKey] | None:
         """End the replies of an agent that is being deleted, and save nothing more of them.
 
-        Their unfinished blocks are found no more. Returned are the full ones, which may be stored already.
+        Their unfinished blocks are found no more. Returned are those that may be stored already; None when
+        it gave no reply.
         """
+        sequences = self._of_agent(tenant, agent)
         keys: list[BlockKey] = []
-        for sequence in self._of_agent(tenant, agent):
+        for sequence in sequences:
             del self._sequences[sequence.request.id]
-            keys += [link.key for link in sequence.links]
+            # One that was preempted has computed nothing right now, but had.
+            keys += [*(link.key for link in sequence.full_links()), *sequence.left]
             tail = self._scheduler.release(sequence)
             if tail is not None:
                 self.residence.forget([tail.link.key])
             error = AgentNotFound(f"agent {agent!r} was deleted while it replied", param="agent")
             self._answer(sequence.request, Failed(error))
-        return keys
+        return keys if sequences else None
 
     def _of_agent(self, tenant: str, agent: str) -> list[Sequence]:
         requests = self._sequences.values()

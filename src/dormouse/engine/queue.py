@@ -74,6 +74,7 @@ class Queue:
             self._preempted[priority].remove(sequence)
         else:
             self._turns[priority].take(sequence)
+        self._forget_count()
 
     def remove(self, sequence: Sequence) -> None:
         """It waits no more, and had no turn."""
@@ -82,6 +83,12 @@ class Queue:
             self._preempted[priority].remove(sequence)
         else:
             self._turns[priority].remove(sequence)
+        self._forget_count()
+
+    def _forget_count(self) -> None:
+        """What was counted for side requests that are gone is not owed to the next one."""
+        if not self._has_sides:
+            self._mains_since_side = 0
 
     @property
     def _side_is_due(self) -> bool:

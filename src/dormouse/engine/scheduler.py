@@ -285,6 +285,7 @@ class Scheduler:
         tail = self._requeue(sequence)
         if tail is not None:
             self._preempted.append(tail)
+            sequence.left.append(tail.link.key)
 
     def _requeue(self, sequence: Sequence) -> Tail | None:
         """Back into the queue, to be matched anew."""

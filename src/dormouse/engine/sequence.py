@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from dormouse.domain.blocks import ROOT, Link, Namespace, Tokens, block_key
+from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, Tokens, block_key
 from dormouse.domain.requests import Priority, Request, Timings, Usage
 from dormouse.engine.detokenizer import Detokenizer
 from dormouse.engine.drafts import Drafter
@@ -58,6 +58,8 @@ class Sequence:
     overtaken: int = 0
     """How many that came after it were admitted since it was the first that did not fit."""
     num_preempted: int = 0
+    left: list[BlockKey] = field(default_factory=list)
+    """Its unfinished blocks of the times it was preempted; they may be stored."""
     stays: bool = False
     """Set on a side request that stands as a main one does: it was due, or made room often enough."""
     _chain: list[Link] = field(default_factory=list)

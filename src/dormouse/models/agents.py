@@ -101,13 +101,14 @@ class Agents:
 
         Blocks that other agents have too stay.
         """
-        said = self._engine.abandon(tenant, name)
+        abandoned = self._engine.abandon(tenant, name)
         try:
             gone = set(self._store.delete_agent(tenant, name).keys)
         except AgentNotFound:
-            if not said:
+            if abandoned is None:
                 raise
             gone = set()
+        said = abandoned or []
         gone |= self._store.admin.discard(said).keys
         # What was never stored is in nobody's history either.
         gone.update(key for key in said if not self._store.contains(key))

@@ -8,11 +8,11 @@ from typing import BinaryIO, Protocol, TypeVar
 from dormouse.domain.agents import Agent, AgentId, Checkpoint, check_new_agent_name
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.cache_spec import CacheSpec
-from dormouse.domain.errors import ArchiveMismatch, StoreError
+from dormouse.domain.errors import StoreError
 from dormouse.store.agent_book import AgentBook
 from dormouse.store.agent_export import AgentExport
 from dormouse.store.agent_import import AgentImport, import_blocks
-from dormouse.store.archive import Manifest, read_archive
+from dormouse.store.archive import read_archive
 from dormouse.store.identity import Identity
 from dormouse.store.keeper import Removal
 from dormouse.store.opening import StoreParts
@@ -123,9 +123,9 @@ class AgentAdmin:
     def tags(self, tenant: str, name: str, namespace: Namespace | None = None) -> list[Checkpoint]:
         """The checkpoints, the oldest first; from memory. Raises AgentNotFound."""
         ids = self._named(tenant, name, namespace)
-        if not ids:
-            raise not_found(name)
         found = [agent for agent in map(self._view.agent, ids) if agent is not None]
+        if not found:
+            raise not_found(name)
         newest = max(found, key=lambda agent: agent.used_at)
         return self._view.checkpoints(newest.id)
 
@@ -168,10 +168,8 @@ class AgentAdmin:
         Raises ArchiveInvalid, ArchiveMismatch when it is not of the `expected` model and format, AgentExists
         for a taken name unless `overwrite`, InvalidRequest, and StoreError when it does not fit the quota.
         """
-        archive = read_archive(file, nbytes, self._max_documents_nbytes)
+        archive = read_archive(file, nbytes, self._max_documents_nbytes, expected)
         manifest = archive.manifest
-        if expected is not None:
-            _refuse_other(manifest, expected)
         name = check_new_agent_name(manifest.name if name is None else name)
         if not overwrite:
             self._book.refuse_taken(tenant, name)
@@ -206,17 +204,3 @@ class AgentAdmin:
 
     def _wait(self, action: Callable[[], T]) -> T:
         return self._run(action, ADMIN_TIMEOUT_S)
-
-
-def _refuse_other(manifest: Manifest, expected: Identity) -> None:
-    found = manifest.identity
-    if found.fingerprint != expected.fingerprint:
-        raise ArchiveMismatch(
-            f"the file is of model {manifest.model!r} with fingerprint {found.fingerprint[:12]}, the model "
-            f"here has {expected.fingerprint[:12]}; serve that model and import again"
-        )
-    if found.cache != expected.cache:
-        raise ArchiveMismatch(
-            f"the file holds {found.cache.fingerprint()!r}, this server {expected.cache.fingerprint()!r}; "
-            f"serve with --kv-format {found.cache.format} --block-size {found.cache.block_size}"
-        )

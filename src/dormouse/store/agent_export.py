@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from dormouse.domain.blocks import ROOT, BlockKey, unpack_tokens
@@ -35,10 +36,12 @@ class AgentExport:
     ) -> None:
         """`documents` are by kind and tag. Raises StoreError when a part of the history is lost."""
         self._layout = layout
-        self._rows = _in_order(snapshot)
+        ends = _ends(snapshot)
+        _check_whole(snapshot, ends)
+        # Parents before children.
+        self._rows = sorted(snapshot.blocks.values(), key=lambda row: (ends[row.parent], row.key))
         self._bodies = list(documents.values())
         numbers = {row.key: number for number, row in enumerate(self._rows)} | {ROOT: -1}
-        _check_whole(snapshot, numbers)
         agent = snapshot.agent
         self._head = Manifest(
             name=agent.id.name,
@@ -86,18 +89,27 @@ class AgentExport:
         return bytes(payload)
 
 
-def _in_order(snapshot: Snapshot) -> list[BlockRow]:
-    """The blocks, parents before children."""
-    return sorted(snapshot.blocks.values(), key=lambda row: (row.num_before, row.key))
+def _ends(snapshot: Snapshot) -> dict[BlockKey, int]:
+    """Tokens up to and with each block that goes back to ROOT without a gap. Counted anew: a row whose
+    parent came after it does not know how many tokens are before it."""
+    children: defaultdict[BlockKey, list[BlockRow]] = defaultdict(list)
+    for row in snapshot.blocks.values():
+        children[row.parent].append(row)
+    ends = {ROOT: 0}
+    waiting = [ROOT]
+    while waiting:
+        parent = waiting.pop()
+        for row in children[parent]:
+            ends[row.key] = ends[parent] + row.num_tokens
+            waiting.append(row.key)
+    return ends
 
 
-def _check_whole(snapshot: Snapshot, numbers: Mapping[BlockKey, int]) -> None:
+def _check_whole(snapshot: Snapshot, ends: Mapping[BlockKey, int]) -> None:
     refs: tuple[AgentRow | CheckpointRow, ...] = (snapshot.agent, *snapshot.checkpoints)
-    whole = all(row.parent in numbers for row in snapshot.blocks.values())
-    for ref in refs:
-        row = snapshot.blocks.get(ref.tip)
-        length = (row.end if row is not None else 0) + len(unpack_tokens(ref.rest))
-        whole = whole and ref.tip in numbers and length == ref.num_tokens
+    whole = snapshot.blocks.keys() <= ends.keys() and all(
+        ref.tip in ends and ends[ref.tip] + len(unpack_tokens(ref.rest)) == ref.num_tokens for ref in refs
+    )
     if not whole:
         raise StoreError(
             f"a part of the history of {snapshot.agent.id.name!r} is lost; it cannot be exported"

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from dormouse.domain.agents import check_tag
 from dormouse.domain.cache_spec import CacheSpec
-from dormouse.domain.errors import ArchiveInvalid, InvalidRequest
+from dormouse.domain.errors import ArchiveInvalid, ArchiveMismatch, InvalidRequest
 from dormouse.store.files import LENGTH_NBYTES, TOKEN_NBYTES, payload_checksum
 from dormouse.store.identity import Identity
 
@@ -28,6 +28,8 @@ KIND = "dormouse-agent"
 VERSION = "1"
 DIGEST_NBYTES = 32
 MAX_HEADER_NBYTES = 8 << 20
+_MAX_TIME = 1e11
+"""In Unix seconds, some thousand years from now; a later one cannot be told as a date."""
 _ALIGNMENT = 8
 _TENSORS = ("tokens", "documents", "blocks", "digest")
 
@@ -146,8 +148,11 @@ class Archive:
     payloads_at: int
 
 
-def read_archive(file: BinaryIO, nbytes: int, max_documents_nbytes: int) -> Archive:
-    """Verify an agent's file of `nbytes`. Raises ArchiveInvalid, and OSError when it cannot be read."""
+def read_archive(
+    file: BinaryIO, nbytes: int, max_documents_nbytes: int, expected: Identity | None = None
+) -> Archive:
+    """Verify an agent's file of `nbytes`. Raises ArchiveInvalid, ArchiveMismatch when it is not of the
+    `expected` model and format, and OSError when it cannot be read."""
     digest = hashlib.blake2b(digest_size=DIGEST_NBYTES)
     file.seek(0)
 
@@ -165,6 +170,8 @@ def read_archive(file: BinaryIO, nbytes: int, max_documents_nbytes: int) -> Arch
         _invalid(f"its header would have {length} bytes")
     head = take(length)
     manifest = _manifest(head)
+    if expected is not None:
+        _refuse_other(manifest, expected)
     tokens_nbytes, documents_nbytes, blocks_nbytes, digest_nbytes = manifest.sizes()
     payloads_at = LENGTH_NBYTES + length + tokens_nbytes + documents_nbytes
     if payloads_at + blocks_nbytes + digest_nbytes != nbytes:
@@ -182,8 +189,8 @@ def read_archive(file: BinaryIO, nbytes: int, max_documents_nbytes: int) -> Arch
             payload = take(manifest.identity.cache.block_nbytes)
             if payload_checksum(payload, packed) != node.checksum:
                 _invalid("the checksum of a block does not match")
-    expected = digest.digest()
-    if take(DIGEST_NBYTES) != expected:
+    computed = digest.digest()
+    if take(DIGEST_NBYTES) != computed:
         _invalid("its digest does not match")
     return Archive(manifest, tokens, bodies, payloads_at)
 
@@ -203,7 +210,7 @@ def _manifest(head: bytes) -> Manifest:
             ref=_ref(fields["tip"], fields["rest"]),
             nodes=tuple(Node(_int(p, -1), _int(n, 1), _text(c)) for p, n, c in fields["nodes"]),
             tags=tuple(
-                ArchivedTag(check_tag(_text(tag)), _ref(tip, rest), float(at))
+                ArchivedTag(check_tag(_text(tag)), _ref(tip, rest), _time(at))
                 for tag, tip, rest, at in fields["checkpoints"]
             ),
             documents=tuple(
@@ -236,6 +243,20 @@ def _check(manifest: Manifest) -> None:
         _invalid("its checkpoints or documents are named twice, or are of a kind that is not known")
 
 
+def _refuse_other(manifest: Manifest, expected: Identity) -> None:
+    found = manifest.identity
+    if found.fingerprint != expected.fingerprint:
+        raise ArchiveMismatch(
+            f"the file is of model {manifest.model!r} with fingerprint {found.fingerprint[:12]}, the model "
+            f"here has {expected.fingerprint[:12]}; serve that model and import again"
+        )
+    if found.cache != expected.cache:
+        raise ArchiveMismatch(
+            f"the file holds {found.cache.fingerprint()!r}, this server {expected.cache.fingerprint()!r}; "
+            f"serve with --kv-format {found.cache.format} --block-size {found.cache.block_size}"
+        )
+
+
 def _check_json(body: bytes) -> None:
     try:
         json.loads(body)
@@ -244,18 +265,25 @@ def _check_json(body: bytes) -> None:
 
 
 def _ref(tip: object, rest: list[object]) -> Ref:
-    return Ref(_int(tip, -1), tuple(_int(token) for token in rest))
+    return Ref(_int(tip, -1), tuple(_int(token, most=(1 << 32) - 1) for token in rest))
 
 
-def _int(value: object, least: int = 0) -> int:
-    if type(value) is not int or not least <= value < 1 << 48:
-        raise ValueError(f"{value!r} is not a number from {least} on")
+def _int(value: object, least: int = 0, most: int = 1 << 48) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{value!r} is not a number from {least} to {most}")
+    return value
+
+
+def _time(value: object) -> float:
+    if type(value) is not float or not 0 <= value < _MAX_TIME:
+        raise ValueError(f"{value!r} is not a time in Unix seconds")
     return value
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
+    # Lone surrogates are not printable either; the catalog could not encode them.
+    if not isinstance(value, str) or not value.isprintable():
+        raise TypeError(f"{value!r} is not printable text")
     return value
 
 

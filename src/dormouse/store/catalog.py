@@ -12,7 +12,7 @@ from typing import Any
 
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey, Namespace
-from dormouse.domain.errors import DamagedCatalog, StoreTooNew
+from dormouse.domain.errors import DamagedCatalog, StoreError, StoreTooNew
 from dormouse.store.file_ops import FileOps
 from dormouse.store.layout import FILE_MODE
 from dormouse.store.migrations import MIGRATIONS
@@ -76,14 +76,18 @@ class Catalog:
             raise
 
     def apply(self, change: Change) -> None:
-        """Commit `change`; it is on disk on return. Raises DamagedCatalog too."""
-        with _damage(), self.atomic() as connection:
-            _write_blocks(connection, change)
-            _write_agents(connection, change)
-            _write_checkpoints(connection, change)
-            _write_doomed(connection, change)
-            _write_documents(connection, change)
-            _write_replies(connection, change)
+        """Commit `change`; it is on disk on return. Raises DamagedCatalog too, and StoreError for values
+        that SQLite cannot hold."""
+        try:
+            with _damage(), self.atomic() as connection:
+                _write_blocks(connection, change)
+                _write_agents(connection, change)
+                _write_checkpoints(connection, change)
+                _write_doomed(connection, change)
+                _write_documents(connection, change)
+                _write_replies(connection, change)
+        except (UnicodeError, OverflowError) as error:
+            raise StoreError(f"the catalog cannot hold a value: {error}; nothing was written") from error
 
     def blocks(self) -> list[BlockRow]:
         """All block rows. Raises DamagedCatalog."""

@@ -54,9 +54,14 @@ class Documents:
         self._nbytes: dict[tuple[str, str], int] = {}
         self._unsaved: dict[DocumentId, DocumentRow | None] = {}
         self._used: dict[DocumentId, float] = {}
+        # What the catalog has, and what the change may bring there that is being written: of anything else
+        # it need not be told that it goes.
+        self._stored: set[DocumentId] = set()
+        self._planned: set[DocumentId] = set()
         self._cache: OrderedDict[DocumentId, bytes] = OrderedDict()
         self._cache_nbytes = 0
         for who, created_at, used_at, nbytes in sorted(stored, key=lambda entry: entry[2]):
+            self._stored.add(who)
             self._enter(who, DocumentInfo(who.id, created_at, used_at, nbytes))
 
     @property
@@ -125,8 +130,12 @@ class Documents:
         return sorted(info for info in group if after is None or info.id > after)[:limit]
 
     def unsaved(self) -> tuple[dict[DocumentId, DocumentRow | None], dict[DocumentId, float]]:
-        """What is to be written: documents, None for those that are deleted, and uses."""
+        """What is to be written: documents, None for those that are deleted, and uses. The change before
+        was applied, or failed."""
         with self._lock:
+            rows = self._unsaved.items()
+            self._unsaved = {who: row for who, row in rows if row is not None or who in self._stored}
+            self._planned = set(self._unsaved)
             return dict(self._unsaved), dict(self._used)
 
     def apply(self, rows: Mapping[DocumentId, DocumentRow | None], used: Mapping[DocumentId, float]) -> None:
@@ -138,10 +147,13 @@ class Documents:
             for who, row in rows.items():
                 unsaved = self._unsaved.get(who)
                 if row is None:
+                    self._stored.discard(who)
                     if unsaved is None:  # else it was put again meanwhile
                         self._drop(who)
-                        del self._unsaved[who]
-                elif who not in self._unsaved or unsaved is row:
+                        self._unsaved.pop(who, None)
+                    continue
+                self._stored.add(who)
+                if who not in self._unsaved or unsaved is row:
                     self._unsaved.pop(who, None)
                     used_at = max(row.used_at, info.used_at) if (info := self._info(who)) else row.used_at
                     self._enter(who, DocumentInfo(who.id, row.created_at, used_at, len(row.body)))
@@ -212,7 +224,9 @@ class Documents:
             self._nbytes[who.tenant, who.kind] -= info.nbytes
         self._uncache(who)
         self._used.pop(who, None)
-        self._unsaved[who] = None
+        self._unsaved.pop(who, None)
+        if who in self._stored or who in self._planned:
+            self._unsaved[who] = None
 
     def _recache(self, who: DocumentId, body: bytes) -> None:
         self._uncache(who)

@@ -73,14 +73,14 @@ def release_tails(index: Index, change: Change, unsaved_tips: Set[BlockKey]) -> 
 
     A tail goes when a stored block with the same parent starts with its tokens and no agent ends in
     it. That is looked for where it can become true: at every block that `change` stores, and at every tip
-    that an agent leaves.
+    that an agent or a checkpoint leaves.
     """
     after = _After(index, change, unsaved_tips)
     released = []
     for row in [row for row in change.rows.values() if row.nbytes]:
         released += [tail for tail in after.siblings(row) if _continues(row, tail) and after.is_free(tail)]
     left = [index.agents[moving].tip for moving in after.moving_agents]
-    left += [index.checkpoints[c.agent][c.tag].tip for c in change.removed_checkpoints]
+    left += [index.checkpoints[c.agent][c.tag].tip for c in after.moving_checkpoints]
     for tip in set(left):
         tail = index.blocks.get(tip)
         if tail is None or tail.key in change.removed or not after.is_free(tail):
@@ -124,7 +124,9 @@ class _After:
         self._tips = {agent.tip for agent in change.agents.values()} | unsaved_tips
         self._tips |= {checkpoint.tip for checkpoint in change.checkpoints.values()}
         self.moving_agents = (change.agents.keys() | change.removed_agents) & index.agents.keys()
-        self._moving: set[RefId] = {*self.moving_agents, *change.removed_checkpoints}
+        leaving = change.removed_checkpoints | change.checkpoints.keys()
+        self.moving_checkpoints = {c for c in leaving if c.tag in index.checkpoints.get(c.agent, {})}
+        self._moving: set[RefId] = {*self.moving_agents, *self.moving_checkpoints}
         self._parents = {row.parent for row in change.rows.values()}
         self._new: dict[Head, list[BlockRow]] = {}
         for row in change.rows.values():

@@ -37,7 +37,10 @@ class Replies:
         self._nbytes = 0
         self._unsaved: dict[ReplyId, ReplyRow | None] = {}
         self._used: set[ReplyId] = set()
+        # What the catalog has: of anything else it need not be told that it goes.
+        self._stored: set[ReplyId] = set()
         for who, row in sorted(stored, key=lambda entry: entry[1].used_at):
+            self._stored.add(who)
             self._enter(who, row)
         self._trim(now)
 
@@ -86,6 +89,12 @@ class Replies:
                     del self._unsaved[who]
                 if self._rows.get(who) is row:
                     self._used.discard(who)
+                if row is None:
+                    self._stored.discard(who)
+                    continue
+                self._stored.add(who)
+                if who not in self._rows:
+                    self._unsaved[who] = None  # it went while it was written
 
     def check(self) -> None:
         """Raise AssertionError when the books do not balance."""
@@ -108,7 +117,9 @@ class Replies:
             del self._rows[who]
             self._nbytes -= _nbytes(oldest)
             self._used.discard(who)
-            self._unsaved[who] = None
+            self._unsaved.pop(who, None)
+            if who in self._stored:
+                self._unsaved[who] = None
 
 
 def _nbytes(row: ReplyRow) -> int:

@@ -52,6 +52,11 @@ def test_a_shorter_context_is_a_bound_and_computes_the_same() -> None:
     assert Context(length=50).fit(config()) == (config(), 50)
 
 
+@pytest.mark.parametrize("factor", [1.3, 1.7, 2.01, 3.99])
+def test_a_factor_alone_reaches_as_far_as_it_can(factor: float) -> None:
+    assert Context(scaling="yarn", factor=factor).fit(config())[1] == int(TRAINED * factor)
+
+
 def test_a_longer_context_needs_scaling() -> None:
     with pytest.raises(ModelError, match="--rope-scaling yarn"):
         Context(length=65).fit(config())

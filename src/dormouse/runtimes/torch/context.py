@@ -37,9 +37,9 @@ class Context:
                 f"--rope-scaling {self.scaling} needs --context-length: how far beyond the trained "
                 f"{trained} tokens shall it reach?"
             )
-        length = self.length or round(trained * (self.factor or 1.0))
+        length = self.length or int(trained * (self.factor or 1.0))
         factor = self.factor or max(1.0, length / trained)
-        if length > trained * factor:
+        if self.factor is not None and length > int(trained * factor):
             raise ModelError(
                 f"--rope-factor {factor:g} reaches {int(trained * factor)} tokens, not {length}; "
                 f"leave it out, or give at least {length / trained:g}"
