@@ -80,7 +80,7 @@ def router(services: Services) -> APIRouter:
 
         def roll_back() -> dict[str, Any]:
             served = host.served
-            agent = Agents(served, store).rollback(caller.tenant, name, body.checkpoint)
+            agent = Agents(served, store, host.leaving).rollback(caller.tenant, name, body.checkpoint)
             return agent_row(agent, served, store)
 
         async with turns.take(caller.tenant, name):

@@ -134,7 +134,7 @@ def router(services: Services) -> APIRouter:
         """Forget an agent: its history, its documents, and the blocks that only it has."""
         services.turns.void(caller.tenant, name)
         await asyncio.to_thread(
-            lambda: Agents(host.served, store).delete(caller.tenant, check_agent_name(name))
+            lambda: Agents(host.served, store, host.leaving).delete(caller.tenant, check_agent_name(name))
         )
         services.turns.void(caller.tenant, name)
         services.decisions.forget(caller.tenant, name)

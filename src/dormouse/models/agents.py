@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import BinaryIO
 
 from dormouse.domain.agents import Agent, AgentId
-from dormouse.domain.errors import AgentBusy, AgentNotFound
+from dormouse.domain.errors import AgentBusy, AgentNotFound, Unavailable
 from dormouse.engine.engine import Engine
 from dormouse.models.served import ServedModel
 from dormouse.store.block_store import BlockStore
@@ -29,10 +29,14 @@ class AgentState(StrEnum):
 
 
 class Agents:
-    """The agents of all tenants beside one served model. Waits, tens of seconds at most."""
+    """The agents of all tenants beside one served model. Waits, tens of seconds at most.
 
-    def __init__(self, served: ServedModel, store: BlockStore) -> None:
+    `leaving` are engines of models that were swapped out and still reply.
+    """
+
+    def __init__(self, served: ServedModel, store: BlockStore, leaving: Sequence[Engine] = ()) -> None:
         self._engine: Engine = served.engine
+        self._leaving = leaving
         self._model = served.name
         self._store = store
 
@@ -86,7 +90,7 @@ class Agents:
 
     def rollback(self, tenant: str, name: str, tag: str) -> Agent:
         """Put the agent back to a checkpoint. Raises AgentBusy while it replies, and as the store does."""
-        if self._engine.num_replies(tenant, name):
+        if any(engine.num_replies(tenant, name) for engine in (self._engine, *self._leaving)):
             raise AgentBusy(f"agent {name!r} is replying; roll it back when it has finished", param="agent")
         return self._store.admin.rollback(tenant, name, tag)
 
@@ -102,6 +106,10 @@ class Agents:
         Blocks that other agents have too stay.
         """
         abandoned = self._engine.abandon(tenant, name)
+        for engine in self._leaving:
+            with contextlib.suppress(Unavailable):  # one that has just ended replies to nobody
+                if (more := engine.abandon(tenant, name)) is not None:
+                    abandoned = [*(abandoned or []), *more]
         try:
             gone = set(self._store.delete_agent(tenant, name).keys)
         except AgentNotFound:

@@ -91,9 +91,9 @@ class ModelHost:
         return self._served
 
     @property
-    def engines(self) -> list[Engine]:
-        """Those that may be replying: of the model that is served, and of one that leaves."""
-        return [served.engine for served in (self._served, self._leaving) if served is not None]
+    def leaving(self) -> tuple[Engine, ...]:
+        """The engine of a model that was swapped out and still replies, if there is one."""
+        return () if self._leaving is None else (self._leaving.engine,)
 
     @property
     def is_serving(self) -> bool:
