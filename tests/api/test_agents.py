@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tests.api.conftest import Service
 from tests.engine.harness import WAIT_S, GatedRuntime
 
+from dormouse.api import agent_files
 from dormouse.runtimes.fake import FakeRuntime
 
 AGENTS = "/v1/agents"
@@ -264,6 +266,22 @@ def test_uploads_have_a_bound_of_their_own(service: Service) -> None:
     declared.endheaders()
     assert declared.getresponse().status == 413
     declared.close()
+
+
+def test_an_upload_that_stalls_holds_up_nobody(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_files, "UPLOAD_IDLE_S", 0.5)
+    say(service, "a", "hello")
+    body = service.http.get(f"{AGENTS}/a/export").content
+    url = service.http.base_url
+    stalling = http.client.HTTPConnection(url.host, url.port, timeout=WAIT_S)
+    stalling.putrequest("POST", f"{AGENTS}/import")
+    stalling.putheader("content-length", str(len(body)))
+    stalling.endheaders(body[:100])
+    taken = service.http.post(f"{AGENTS}/import", params={"name": "b"}, content=body)
+    assert taken.status_code == 201
+    answer = stalling.getresponse()
+    assert (answer.status, json.load(answer)["error"]["code"]) == (408, "upload_stalled")
+    stalling.close()
 
 
 def test_an_archive_of_another_model_is_refused(service: Service) -> None:

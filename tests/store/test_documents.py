@@ -102,6 +102,18 @@ def test_what_is_kept_for_good_is_refused_above_the_bound(open_store: OpenStore)
     store.put_document("other", "agent", "a", b"12345")
 
 
+def test_tenants_together_keep_a_quarter_of_the_quota(open_store: OpenStore) -> None:
+    store = open_store(quota_nbytes=8 << 20)
+    for number in range(4):
+        store.put_document(f"t{number}", "agent", "a", bytes(500 << 10))
+    store.put_document("t4", "response", "r", bytes(500 << 10))
+    with pytest.raises(DocumentsFull, match="all tenants"):
+        store.put_document("t4", "agent", "a", bytes(500 << 10))
+    store.put_document("t0", "agent", "a", bytes(400 << 10))
+    store.delete_document("t1", "agent", "a")
+    store.put_document("t4", "agent", "a", bytes(500 << 10))
+
+
 def test_uses_are_recorded(open_store: OpenStore, clock: Clock) -> None:
     store = open_store()
     store.put_document("acme", "response", "a", b"1")

@@ -12,11 +12,14 @@ from fastapi.responses import StreamingResponse
 
 from dormouse.api.agent_rows import agent_row
 from dormouse.api.caller import CallerParam
+from dormouse.domain.errors import UploadStalled
 from dormouse.models.agents import Agents
 from dormouse.models.host import ModelHost
 from dormouse.store.block_store import BlockStore
 
 MEDIA_TYPE = "application/octet-stream"
+UPLOAD_IDLE_S = 30.0
+"""So long may an upload send nothing: only one is received at a time, and others wait for it."""
 _SUFFIX = ".agent.safetensors"
 
 
@@ -58,9 +61,18 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
 
 
 async def _receive(request: Request, file: BinaryIO) -> int:
-    """Write the body to `file`; its size in bytes. `BodyLimit` bounds it."""
+    """Write the body to `file`; its size in bytes. `BodyLimit` bounds it. Raises UploadStalled."""
+    now = asyncio.get_running_loop().time
     nbytes = 0
-    async for chunk in request.stream():
-        await asyncio.to_thread(file.write, chunk)
-        nbytes += len(chunk)
+    try:
+        async with asyncio.timeout(UPLOAD_IDLE_S) as idle:
+            async for chunk in request.stream():
+                idle.reschedule(None)  # our disk's time is not the sender's
+                await asyncio.to_thread(file.write, chunk)
+                nbytes += len(chunk)
+                idle.reschedule(now() + UPLOAD_IDLE_S)
+    except TimeoutError:
+        raise UploadStalled(
+            f"nothing came for {UPLOAD_IDLE_S:g} s after {nbytes} bytes; nothing was imported, send it again"
+        ) from None
     return nbytes

@@ -39,6 +39,7 @@ _TABLE: dict[type[Exception], Status] = {
     errors.CheckpointNotFound: Status(404, "invalid_request_error", "checkpoint_not_found"),
     errors.ArchiveInvalid: Status(400, "invalid_request_error", "archive_invalid"),
     errors.ArchiveMismatch: Status(409, "invalid_request_error", "archive_mismatch"),
+    errors.UploadStalled: Status(408, "invalid_request_error", "upload_stalled"),
     errors.DocumentsFull: Status(507, "invalid_request_error", "documents_full"),
     errors.ResponseNotFound: Status(404, "invalid_request_error", "previous_response_not_found"),
     errors.SwapRefused: Status(400, "invalid_request_error", "swap_refused"),

@@ -13,6 +13,7 @@ DormouseError
 │   ├── CheckpointNotFound
 │   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
 │   ├── ArchiveMismatch          it is of another model, format or block size
+│   ├── UploadStalled            the sender of a file stopped sending
 │   ├── DocumentsFull            a bound on what is kept for good
 │   ├── SwapRefused              the new model cannot be served here; nothing was touched
 │   ├── SwapInProgress           models are swapped one after the other
@@ -108,6 +109,10 @@ class ArchiveInvalid(RequestError):
 
 class ArchiveMismatch(RequestError):
     """An agent's file is of another model, KV format or block size; the message names both sides."""
+
+
+class UploadStalled(RequestError):
+    """Nothing more came of a file for too long; nothing was imported."""
 
 
 class DocumentsFull(RequestError):

@@ -19,6 +19,9 @@ from dormouse.store.rows import DocumentId, DocumentRow
 
 CACHE_NBYTES = 32 << 20
 
+Demand = list[tuple[tuple[str, str], int, int]]
+"""Tenant and kind, and the count and bytes that they would have."""
+
 
 class DocumentInfo(NamedTuple):
     """A document without its body. Times are Unix seconds."""
@@ -33,12 +36,14 @@ class DocumentInfo(NamedTuple):
 class DocumentBounds:
     """How many documents, and how many bytes of them, a tenant may have of each kind.
 
-    Above that the least recently used go; `kept_kinds` never do, one more of them is refused.
+    Above that the least recently used go; `kept_kinds` never do, one more of them is refused. All tenants
+    together have `max_kept_nbytes` of those.
     """
 
     max_count: int
     max_nbytes: int
     kept_kinds: frozenset[str]
+    max_kept_nbytes: int
 
 
 class Documents:
@@ -89,8 +94,7 @@ class Documents:
     def check_room(self, sizes: Mapping[DocumentId, int]) -> None:
         """Raise DocumentsFull when documents of these sizes cannot be kept."""
         with self._lock:
-            for group, count, nbytes in self._demand(sizes):
-                self._refuse_above(group, count, nbytes)
+            self._refuse_above(self._demand(sizes))
 
     def get(self, who: DocumentId, now: float) -> tuple[bool, bytes | None]:
         """Whether there is such a document, and its body where that is in memory. Counts as a use."""
@@ -170,7 +174,7 @@ class Documents:
         group = self._groups.get((who.tenant, who.kind))
         return group.get(who.id) if group is not None else None
 
-    def _demand(self, sizes: Mapping[DocumentId, int]) -> list[tuple[tuple[str, str], int, int]]:
+    def _demand(self, sizes: Mapping[DocumentId, int]) -> Demand:
         """Per group, the count and bytes that it would have, were nothing evicted."""
         groups = {(who.tenant, who.kind) for who in sizes}
         demand = []
@@ -185,13 +189,24 @@ class Documents:
             demand.append((group, count, nbytes))
         return demand
 
-    def _refuse_above(self, group: tuple[str, str], count: int, nbytes: int) -> None:
+    def _refuse_above(self, demand: Demand) -> None:
         bounds = self.bounds
-        if group[1] in bounds.kept_kinds and (count > bounds.max_count or nbytes > bounds.max_nbytes):
+        kept = {group: (count, nbytes) for group, count, nbytes in demand if group[1] in bounds.kept_kinds}
+        for (_, kind), (count, nbytes) in kept.items():
+            if count > bounds.max_count or nbytes > bounds.max_nbytes:
+                raise DocumentsFull(
+                    f"{count} documents of kind {kind!r} with {nbytes} bytes are over the bound of "
+                    f"{bounds.max_count} and {bounds.max_nbytes} bytes; delete some, or send less"
+                )
+        more = sum(nbytes - self._nbytes.get(group, 0) for group, (_, nbytes) in kept.items())
+        if more > 0 and self._kept_nbytes() + more > bounds.max_kept_nbytes:
             raise DocumentsFull(
-                f"{count} documents of kind {group[1]!r} with {nbytes} bytes are over the bound of "
-                f"{bounds.max_count} and {bounds.max_nbytes} bytes; delete some, or send less"
+                f"documents of all tenants would take more than {bounds.max_kept_nbytes} bytes, a quarter of "
+                "the disk quota; delete agents or checkpoints, or raise the quota"
             )
+
+    def _kept_nbytes(self) -> int:
+        return sum(nbytes for (_, kind), nbytes in self._nbytes.items() if kind in self.bounds.kept_kinds)
 
     def _make_room(self, sizes: Mapping[DocumentId, int]) -> None:
         largest = max(sizes.values())
@@ -199,8 +214,9 @@ class Documents:
             raise DocumentsFull(
                 f"a document of {largest} bytes is over the bound of {self.bounds.max_nbytes}; send less"
             )
-        for group, count, nbytes in self._demand(sizes):
-            self._refuse_above(group, count, nbytes)
+        demand = self._demand(sizes)
+        self._refuse_above(demand)
+        for group, count, nbytes in demand:
             spared = {who.id for who in sizes if (who.tenant, who.kind) == group}
             for info in list(self._groups.get(group, OrderedDict()).values()):
                 if count <= self.bounds.max_count and nbytes <= self.bounds.max_nbytes:

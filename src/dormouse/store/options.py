@@ -36,13 +36,19 @@ class StoreOptions:
     replies_age_s: float = 30 * 86400.0
 
     def bounds(self, quota_nbytes: int) -> Bounds:
-        """These, and what follows from the disk quota: notes take an eighth of it at most."""
+        """These, and what follows from the disk quota.
+
+        The documents of a tenant and kind take an eighth of it at most, those that are kept for good a
+        quarter over all tenants, the replies of all an eighth.
+        """
         share = quota_nbytes // 8
         return Bounds(
             quota_nbytes,
             self.queue_nbytes,
             min(self.quarantine_nbytes, quota_nbytes // 10),
-            DocumentBounds(self.max_documents, min(self.max_documents_nbytes, share), self.kept_kinds),
+            DocumentBounds(
+                self.max_documents, min(self.max_documents_nbytes, share), self.kept_kinds, quota_nbytes // 4
+            ),
             ReplyBounds(self.max_replies, min(self.max_replies_nbytes, share), self.replies_age_s),
         )
 
