@@ -19,7 +19,6 @@ from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.chat_rendering import ChatRendering
 from dormouse.api.chat_schema import ChatBody, MessageBody
-from dormouse.api.choices import collected
 from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, unless_gone
 from dormouse.api.identity import Identity
 from dormouse.api.services import Services
@@ -132,7 +131,7 @@ class _Turn:
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
         """The reply in one piece."""
-        answer = await collected(generation)
+        answer = await generation.collect()
         await self._keep(answer.end)
         return self._rendering.whole([answer])
 

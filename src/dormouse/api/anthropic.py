@@ -53,12 +53,14 @@ def router(services: Services) -> APIRouter:
             frames = _frames(generation, message_id, body.model, why, call_of(http).id)
             return sse.stream(frames, generation)
         async with contextlib.aclosing(generation):
-            end = await unless_gone(http, generation.complete())
-        if end is None:
+            answer = await unless_gone(http, generation.collect())
+        if answer is None:
             return Response(status_code=CLIENT_GONE)
-        diagnostics = why.render(end.usage) if why else None
+        diagnostics = why.render(answer.end.usage) if why else None
         block_size = served.engine.runtime.cache.block_size
-        return JSONResponse(anthropic_stream.message(message_id, body.model, end, diagnostics, block_size))
+        return JSONResponse(
+            anthropic_stream.message(message_id, body.model, answer.end, diagnostics, block_size)
+        )
 
     @routes.post("/count_tokens")
     async def count_tokens(body: PromptBody, caller: CallerParam) -> dict[str, int]:

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 
-from dormouse.api.generation import Ask, Delta, End, Generation
+from dormouse.api.generation import Answer, Ask, Delta, End, Generation
 from dormouse.api.services import Services
 from dormouse.domain.errors import DormouseError
 from dormouse.domain.requests import Usage
@@ -17,14 +16,6 @@ from dormouse.models.served import ServedModel
 log = logging.getLogger(__name__)
 
 _Event = tuple[int, Delta | End | DormouseError | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """All of one choice."""
-
-    deltas: tuple[Delta, ...]
-    end: End
 
 
 class Choices:
@@ -96,18 +87,6 @@ class Choices:
             # Whoever reads `merged` waits for this choice's end.
             log.exception("choice %d failed", index)
             merged.put_nowait((index, DormouseError("internal error; see the server's log")))
-
-
-async def collected(generation: Generation) -> Answer:
-    """All of one generation's answer. Raises its error."""
-    deltas: list[Delta] = []
-    async with contextlib.aclosing(generation.events()) as events:
-        async for event in events:
-            if isinstance(event, End):
-                return Answer(tuple(deltas), event)
-            if event is not None:
-                deltas.append(event)
-    raise AssertionError("a generation ended without its end")
 
 
 def total(ends: Sequence[End], num_prompts: int) -> Usage:

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse, Response
 from dormouse.api import errors, sse
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
-from dormouse.api.choices import Answer, Choices, total
-from dormouse.api.generation import CLIENT_GONE, Ask, Delta, End, unless_gone
+from dormouse.api.choices import Choices, total
+from dormouse.api.generation import CLIENT_GONE, Answer, Ask, Delta, End, unless_gone
 from dormouse.api.identity import identify
 from dormouse.api.logprobs import completion_logprobs
 from dormouse.api.openai_objects import FINISH, Envelope, usage

@@ -76,6 +76,14 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """All of one answer."""
+
+    deltas: tuple[Delta, ...]
+    end: End
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What a dialect asks for: a conversation, or the tokens of a plain prompt. `max_tokens` None is as many
     as there is room for. `id` is the reply's as its client sees it, `call` the HTTP request that is watched
@@ -210,12 +218,15 @@ class Generation:
                     waited = (first_token_at or time.monotonic()) - self._submitted
                     yield self._end(event, waited)
 
-    async def complete(self) -> End:
-        """The end, with all of the answer. Raises the error of a reply that failed."""
+    async def collect(self) -> Answer:
+        """All of the answer. Raises the error of a reply that failed."""
+        deltas: list[Delta] = []
         async with contextlib.aclosing(self.events()) as events:
             async for event in events:
                 if isinstance(event, End):
-                    return event
+                    return Answer(tuple(deltas), event)
+                if event is not None:
+                    deltas.append(event)
         raise AssertionError("a generation ended without its end")
 
     async def aclose(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
+from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter
@@ -127,16 +128,12 @@ class _Reply:
 
     async def whole(self, generation: Generation) -> dict[str, Any]:
         """The response in one piece."""
-        async with contextlib.aclosing(generation.events()) as events:
-            async for event in events:
-                if isinstance(event, End):
-                    for _ in self._stream.last(event):
-                        pass  # what is told in one piece has no events
-                    return await self._keep(event)
-                if event is not None:
-                    for _ in self._stream.delta(event):
-                        pass
-        raise AssertionError("a generation ended without its end")
+        answer = await generation.collect()
+        # What is told in one piece has no events; its items are made all the same.
+        told = [*map(self._stream.delta, answer.deltas), self._stream.last(answer.end)]
+        for _ in chain.from_iterable(told):
+            pass
+        return await self._keep(answer.end)
 
     async def frames(self, begun: Generation | DormouseError) -> AsyncGenerator[str, None]:
         """The response as a stream."""

@@ -181,11 +181,6 @@ class ChatModel:
         """An incremental `decode`, for one reply."""
         return self._decoder.stream()
 
-    def decode_reply(self, token_ids: Iterable[int]) -> str:
-        """The text of a reply's tokens, with the markers that its parser reads."""
-        stream = self.decode_stream()
-        return "".join([*map(stream.push, token_ids), stream.flush()])
-
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which may be a part of a character; special tokens as written."""
         return self._decoder.token_bytes(token_id)

@@ -15,13 +15,11 @@ from dormouse.models.splicing import RememberedReply, conversation_keys, spliced
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`text` is what the template made, `keys` name the conversation after each message, `num_spliced` of the
-    `tokens` are those of replies as they were generated."""
+    """`text` is what the template made, `keys` name the conversation after each message."""
 
     text: str
     tokens: tuple[int, ...]
     keys: tuple[bytes, ...]
-    num_spliced: int
 
 
 class Prompter:
@@ -38,19 +36,17 @@ class Prompter:
         text = self._chat.render_conversation(conversation)
         try:
             spans = spliced(
-                conversation, text, self._chat.render_conversation, self._recall, self._chat.decode_reply
+                conversation, text, self._chat.render_conversation, self._recall, self._chat.decode
             )
         except InvalidRequest:
             spans = [text]  # a template that minds what a message says is rendered once only
         tokens: list[int] = []
-        num_spliced = 0
         for span in spans:
             if isinstance(span, str):
                 tokens += self._chat.encode_prompt(span, self._tenant)
             else:
                 tokens += span
-                num_spliced += len(span)
-        return Prompt(text, tuple(tokens), tuple(conversation_keys(conversation.messages)), num_spliced)
+        return Prompt(text, tuple(tokens), tuple(conversation_keys(conversation.messages)))
 
     def remember(self, prompt: Prompt, reply: Message, tokens: Sequence[int]) -> None:
         """`tokens` were generated after `prompt` and shown as `reply`."""

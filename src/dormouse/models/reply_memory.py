@@ -50,7 +50,7 @@ class ReplyMemory:
             if known is not None and known.tokens == tuple(tokens):
                 self._decoded.move_to_end((namespace, key))
                 return known
-        reply = RememberedReply(tuple(tokens), chat.decode_reply(tokens), bool(has_reasoning))
+        reply = RememberedReply(tuple(tokens), chat.decode(tokens), bool(has_reasoning))
         self._drop((namespace, key))
         with self._lock:
             self._decoded[namespace, key] = reply
