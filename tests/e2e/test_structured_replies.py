@@ -24,7 +24,15 @@ from dormouse.domain.conversation import (
     ToolChoice,
     ToolMode,
 )
-from dormouse.domain.requests import Event, Finished, FinishReason, Request, SamplingParams, TextDelta
+from dormouse.domain.requests import (
+    Event,
+    Finished,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Started,
+    TextDelta,
+)
 from dormouse.models.folder import ModelFolder
 from dormouse.models.served import ServedModel
 from dormouse.models.stack import Stack
@@ -95,8 +103,8 @@ class Pending:
 
     def result(self) -> Reply:
         pieces: list[Piece] = []
-        while isinstance(event := self._events.get(timeout=WAIT_S), TextDelta):
-            pieces += self._parser.push(event.text)
+        while isinstance(event := self._events.get(timeout=WAIT_S), TextDelta | Started):
+            pieces += self._parser.push(event.text) if isinstance(event, TextDelta) else []
         assert isinstance(event, Finished), event
         return Reply(pieces + self._parser.finish(), event, event.tokens)
 
