@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dormouse.api.generation import Delta, End, Generation, StopReason
+from dormouse.api.generation import Answer, Delta, End, Generation, StopReason
 from dormouse.domain.conversation import Called, Message, Piece, Role, Said, Thought, ToolCall
 from dormouse.domain.errors import DormouseError
 from dormouse.domain.requests import TokenLogprob, Usage
@@ -63,12 +63,10 @@ class Scripted:
             yield step
         yield self._end()
 
-    async def complete(self) -> End:
-        """The end. Raises the error that is among the steps."""
-        for step in self.steps:
-            if isinstance(step, DormouseError):
-                raise step
-        return self._end()
+    async def collect(self) -> Answer:
+        """All of the answer. Raises the error that is among the steps."""
+        events = [event async for event in self.events()]
+        return Answer(tuple(event for event in events if isinstance(event, Delta)), self._end())
 
     async def aclose(self) -> None:
         """Nothing runs."""

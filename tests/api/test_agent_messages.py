@@ -104,12 +104,13 @@ def test_a_turn_that_fails_leaves_the_agent_as_it_was(service: Service) -> None:
 
 
 def test_a_first_turn_that_is_cut_leaves_an_agent_that_can_be_spoken_to(service: Service) -> None:
-    make(service, settings={"temperature": 0, "max_tokens": 60})
+    make(service, settings={"temperature": 0, "max_tokens": 500})
     body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
     with service.http.stream("POST", "/v1/agents/me/messages", json=body) as answer:
         next(answer.iter_lines())
-    assert service.http.get("/v1/agents/me/messages").json()["data"] == []
-    text_of(say(service, "hello again"))
+    # The server may notice late: the turn is kept whole or not at all.
+    assert len(service.http.get("/v1/agents/me/messages").json()["data"]) in (0, 2)
+    text_of(say(service, "hello again", max_tokens=4))
 
 
 def test_a_deleted_agents_words_do_not_come_back(service: Service) -> None:
