@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dormouse.domain.conversation import Called, Piece, Said, Thought, Tool
+from dormouse.domain.conversation import Called, Piece, Said, Thought, Tool, joined
 from dormouse.models.reply_parser import FormatParser, ThinkingMarkers, new_call_id
 from dormouse.models.tool_formats.base import ToolFormat
 from dormouse.models.tool_formats.function_gemma import FunctionGemma
@@ -55,16 +55,7 @@ def parse(
     """The pieces of a reply that came in `chunks`, neighbours of one kind joined."""
     parser = FormatParser(tool_format, tools, THINK, is_thinking=is_thinking, new_id=counter())
     pieces = [piece for chunk in chunks for piece in parser.push(chunk)] + parser.finish()
-    joined: list[Piece] = []
-    for piece in pieces:
-        last = joined[-1] if joined else None
-        if isinstance(piece, Said) and isinstance(last, Said):
-            joined[-1] = Said(last.text + piece.text)
-        elif isinstance(piece, Thought) and isinstance(last, Thought):
-            joined[-1] = Thought(last.text + piece.text)
-        else:
-            joined.append(piece)
-    return joined
+    return joined(pieces)
 
 
 def shown(pieces: Sequence[Piece]) -> list[tuple[str, object]]:

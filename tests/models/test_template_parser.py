@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.models.test_reply_parser import TOOLS, counter, shown
 
-from dormouse.domain.conversation import Called, Conversation, Message, Piece, Role, Said, Thought
+from dormouse.domain.conversation import Called, Conversation, Message, Piece, Role, Said, Thought, joined
 from dormouse.models.chat import ChatModel
 from dormouse.models.family import Family, family_of
 from dormouse.models.folder import ModelFolder, open_folder
@@ -48,16 +48,7 @@ def family(template: Any = TEMPLATE) -> Family:
 def parse(chunks: Sequence[str], prompt: str = PROMPT, asked: Conversation = ASKED) -> list[Piece]:
     parser = family().parser(asked, prompt, counter())
     pieces = [piece for chunk in chunks for piece in parser.push(chunk)] + parser.finish()
-    joined: list[Piece] = []
-    for piece in pieces:
-        last = joined[-1] if joined else None
-        if isinstance(piece, Said) and isinstance(last, Said):
-            joined[-1] = Said(last.text + piece.text)
-        elif isinstance(piece, Thought) and isinstance(last, Thought):
-            joined[-1] = Thought(last.text + piece.text)
-        else:
-            joined.append(piece)
-    return joined
+    return joined(pieces)
 
 
 REPLIES: list[tuple[str, list[tuple[str, object]]]] = [

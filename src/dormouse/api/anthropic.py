@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -79,7 +78,7 @@ async def _frames(
     stream = MessageStream(message_id, model, generation.served.engine.runtime.cache.block_size)
     async with contextlib.aclosing(generation.events()) as events:
         used = await generation.started()
-        for frame in _named(stream.first(used, why.render(used) if why else None)):
+        for frame in sse.events(stream.first(used, why.render(used) if why else None)):
             yield frame
         try:
             async for event in events:
@@ -87,13 +86,9 @@ async def _frames(
                     yield sse.event("ping", {"type": "ping"})
                     continue
                 rendered = stream.last(event) if isinstance(event, End) else stream.delta(event)
-                for frame in _named(rendered):
+                for frame in sse.events(rendered):
                     yield frame
         except DormouseError as error:
             # The status is long sent; an error event makes the SDKs raise, where a mere end of the
             # stream would pass for a dropped connection.
             yield sse.event("error", errors.envelope(error, _PATH, request_id))
-
-
-def _named(events: Iterable[dict[str, Any]]) -> Iterable[str]:
-    return (sse.event(event["type"], event) for event in events)

@@ -138,10 +138,10 @@ class _Reply:
     async def frames(self, begun: Generation | DormouseError) -> AsyncGenerator[str, None]:
         """The response as a stream."""
         stream = self._stream
-        for frame in _named(stream.first()):
+        for frame in sse.events(stream.first()):
             yield frame
         if isinstance(begun, DormouseError):
-            for frame in _named(stream.failed(begun)):
+            for frame in sse.events(stream.failed(begun)):
                 yield frame
             return
         async with contextlib.aclosing(begun.events()) as events:
@@ -153,13 +153,13 @@ class _Reply:
                     if isinstance(event, End):
                         last = list(stream.last(event))
                         await self._keep(event)
-                        for frame in _named(last):
+                        for frame in sse.events(last):
                             yield frame
                         continue
-                    for frame in _named(stream.delta(event)):
+                    for frame in sse.events(stream.delta(event)):
                         yield frame
             except DormouseError as error:
-                for frame in _named(stream.failed(error)):
+                for frame in sse.events(stream.failed(error)):
                     yield frame
 
     async def _keep(self, end: End) -> dict[str, Any]:
@@ -173,7 +173,3 @@ class _Reply:
 
 def _with_ids(items: Iterable[Item]) -> list[Item]:
     return [{"id": f"item_{index}", **item} for index, item in enumerate(items)]
-
-
-def _named(events: Iterable[dict[str, Any]]) -> Iterable[str]:
-    return (sse.event(event["type"], event) for event in events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any, Protocol
 
 from fastapi.responses import StreamingResponse
@@ -17,6 +17,11 @@ DONE = "data: [DONE]\n\n"
 def event(name: str, payload: dict[str, Any]) -> str:
     """One named event: Anthropic's clients drop frames without a name."""
     return f"event: {name}\n{data(payload)}"
+
+
+def events(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Events named by their own `type`."""
+    return (event(payload["type"], payload) for payload in payloads)
 
 
 def data(payload: dict[str, Any]) -> str:

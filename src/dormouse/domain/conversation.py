@@ -6,7 +6,7 @@ Dialects translate into this and back; nothing behind them knows whose client is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -132,3 +132,17 @@ class Called:
 
 
 Piece = Said | Thought | Called
+
+
+def joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """Neighbours of one kind as one piece."""
+    together: list[Piece] = []
+    for piece in pieces:
+        last = together[-1] if together else None
+        if isinstance(piece, Said) and isinstance(last, Said):
+            together[-1] = Said(last.text + piece.text)
+        elif isinstance(piece, Thought) and isinstance(last, Thought):
+            together[-1] = Thought(last.text + piece.text)
+        else:
+            together.append(piece)
+    return together

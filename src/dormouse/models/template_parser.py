@@ -13,7 +13,7 @@ from typing import Any
 from transformers.utils.chat_parsing import ResponseParser
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
-from dormouse.domain.conversation import Called, Piece, Said, Thought, Tool, ToolCall
+from dormouse.domain.conversation import Called, Piece, Said, Thought, Tool, ToolCall, joined
 from dormouse.models.reply_parser import new_call_id
 from dormouse.models.tool_formats.base import RawCall, raw_call, tool_json
 
@@ -48,13 +48,13 @@ class TemplateParser:
         for character in text:
             self._kept += character
             self._read(pieces, partial(self._parser.feed, character))
-        return _joined(pieces)
+        return joined(pieces)
 
     def finish(self) -> list[Piece]:
         """What was held back. Ends the reply."""
         pieces: list[Piece] = []
         self._read(pieces, lambda: self._parser.finalize()[1])
-        return _joined(pieces)
+        return joined(pieces)
 
     def _read(self, pieces: list[Piece], events: Callable[[], list[dict[str, Any]]]) -> None:
         try:
@@ -99,17 +99,3 @@ def _call(value: Any) -> RawCall | None:
     """A call as transformers gives it."""
     function = value.get("function", value) if isinstance(value, dict) else None
     return raw_call(function, "arguments", "parameters")
-
-
-def _joined(pieces: list[Piece]) -> list[Piece]:
-    """Neighbours of one kind as one piece."""
-    joined: list[Piece] = []
-    for piece in pieces:
-        last = joined[-1] if joined else None
-        if isinstance(piece, Said) and isinstance(last, Said):
-            joined[-1] = Said(last.text + piece.text)
-        elif isinstance(piece, Thought) and isinstance(last, Thought):
-            joined[-1] = Thought(last.text + piece.text)
-        else:
-            joined.append(piece)
-    return joined
