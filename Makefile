@@ -57,7 +57,9 @@ peers: install ## Install the servers that Dormouse is compared with, each below
 	@$(BIN)/python -m benchmarks.compare.install $(ARGS)
 
 compare: install ## Compare with the peers and write docs/benchmarks.md: 40 quiet minutes (after `make peers`)
-	$(BIN)/python -m benchmarks.compare --out docs/measurements/compare # With the environment's packages, but not its hooks: these would load its own module, not the sanitized one.
+	$(BIN)/python -m benchmarks.compare --out docs/measurements/compare
+
+# With the environment's packages, but not its hooks: these would load its own module, not the sanitized one.
 sanitize: install ## The kernel tests under address and undefined behaviour sanitizers
 	@rm -rf build/sanitize/site
 	@$(BIN)/python -m pip install --quiet --no-deps --target build/sanitize/site . \
