@@ -28,8 +28,8 @@ from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
 
 if TYPE_CHECKING:
-    from dormouse.runtimes.torch.config import DecoderConfig
-    from dormouse.runtimes.torch.context import Context
+    from dormouse.runtimes.context import Context
+    from dormouse.runtimes.decoder_config import DecoderConfig
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +183,8 @@ def _host_options(settings: Settings) -> HostOptions:
 def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
     """The model in a runtime, with an arena of `settings.arena_tokens` or a default that fits."""
     # torch takes seconds to import: only what computes pays for it.
-    from dormouse.runtimes.torch.config import DecoderConfig
-    from dormouse.runtimes.torch.fingerprint import DigestCache
+    from dormouse.runtimes.decoder_config import DecoderConfig
+    from dormouse.runtimes.fingerprint import DigestCache
     from dormouse.runtimes.torch.runtime import TorchRuntime
 
     config = DecoderConfig.from_hf(folder.config)
@@ -235,7 +235,7 @@ def default_arena(cache: CacheSpec, context_length: int, weights_nbytes: int) ->
 
 
 def _context(settings: Settings) -> Context:
-    from dormouse.runtimes.torch.context import Context
+    from dormouse.runtimes.context import Context
 
     return Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
 

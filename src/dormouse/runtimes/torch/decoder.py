@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.decoder_config import DecoderConfig
 from dormouse.runtimes.torch.kernels import RowOps
 from dormouse.runtimes.torch.layers import Layer, LayerOps
 from dormouse.runtimes.torch.linear import Linear

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +10,23 @@ import numpy as np
 import torch
 
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
-from dormouse.domain.errors import ModelError, ModelFilesMissing, UnsupportedModel
+from dormouse.domain.errors import ModelError
 from dormouse.domain.model_spec import ModelSpec
 from dormouse.domain.plan import Chunk, Plan
 from dormouse.runtimes.base import Logits
+from dormouse.runtimes.context import AS_TRAINED, Context
+from dormouse.runtimes.decoder_config import DecoderConfig
+from dormouse.runtimes.fingerprint import DigestCache, model_fingerprint
+from dormouse.runtimes.model_files import weight_files
 from dormouse.runtimes.torch.arena import Arena
-from dormouse.runtimes.torch.config import DecoderConfig
-from dormouse.runtimes.torch.context import AS_TRAINED, Context
 from dormouse.runtimes.torch.decoder import Decoder, Pass
-from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
 from dormouse.runtimes.torch.kernels import RowOps
 from dormouse.runtimes.torch.layers import LayerOps
 from dormouse.runtimes.torch.mapped import drop_mapped
+from dormouse.runtimes.torch.preflight import read_decoder_config
 from dormouse.runtimes.torch.selection import bind_layers, linear_maker, load_kernels, load_row_ops
 from dormouse.runtimes.torch.step import Step
-from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader, weight_files
+from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -82,7 +83,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         target = _device(device)
         compute = _dtype(dtype, target)
-        config, length = context.fit(DecoderConfig.from_hf(read_config(folder)))
+        config, length = context.fit(read_decoder_config(folder))
         files = weight_files(folder)
         fingerprint = model_fingerprint(folder, files, config.canonical(), digests)
         spec = _model_spec(name, config, fingerprint, length)
@@ -190,20 +191,6 @@ def _model_spec(name: str, config: DecoderConfig, fingerprint: str, length: int)
         vocab_size=config.vocab_size,
         context_length=length,
     )
-
-
-def read_config(folder: Path) -> dict[str, object]:
-    """The object in config.json. Raises ModelFilesMissing or UnsupportedModel."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_bytes())
-    except FileNotFoundError as exc:
-        raise ModelFilesMissing(f"{folder} lacks config.json") from exc
-    except ValueError as exc:
-        raise UnsupportedModel(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(raw, dict):
-        raise UnsupportedModel(f"{path} holds no object")
-    return raw
 
 
 def _device(name: str) -> torch.device:
