@@ -24,8 +24,7 @@ FLAGS = ("--arena-tokens", "4096")
 REPLY = 8
 TOLERANCE = 0.6
 """Of a log probability among the five largest, in nats, between waking on the other's KV and a cold run. Most
-of
-it is torch rounding activations to 8 bits, as it does by default."""
+of it is torch rounding activations to 8 bits, as it does by default."""
 
 TEXT = " ".join(
     f"In year {year} the harvest of the valley was {year % 37} carts." for year in range(1700, 1724)

@@ -213,10 +213,9 @@ class MlxBackend:
             k_head_dim=found.shape.k_head_dim,
             v_head_dim=found.shape.v_head_dim,
         )
-        # Beside the pages mlx holds K and V of those who ran last, as much again at most.
-        return Checked(
-            cache, found.trained_length, found.context_length, found.weights_nbytes, 2 * cache.token_nbytes
-        )
+        # Beside their pages mlx holds the K and V of running sequences a second time, dense at worst.
+        token_nbytes = cache.token_nbytes + found.dense_token_nbytes
+        return Checked(cache, found.trained_length, found.context_length, found.weights_nbytes, token_nbytes)
 
     def load(self, folder: ModelFolder, arena_tokens: int) -> Runtime:
         """See `Backend.load`."""
