@@ -54,6 +54,7 @@ class TorchRuntime:
         self._open: _Parts | None = parts
         self._num_pages = parts.arena.num_pages
         self._weights_nbytes = weights_nbytes
+        self._row_invariant = parts.arena.memory.device.type == "cpu"
 
     @classmethod
     def load(
@@ -126,6 +127,11 @@ class TorchRuntime:
     def num_pages(self) -> int:
         """Pages are numbered from 0."""
         return self._num_pages
+
+    @property
+    def row_invariant(self) -> bool:
+        """On CPUs; other devices choose kernels by shape."""
+        return self._row_invariant
 
     @property
     def weights_nbytes(self) -> int:
