@@ -7,7 +7,7 @@ ARGS ?=
 OUT ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test clients lint format docs bench peers compare sanitize coverage clean
+.PHONY: help install serve demo test faults torture clients lint format docs bench peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ demo: install ## Five agents, a SIGKILL, a restart: what waking costs
 
 test: install ## Run all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+faults: install ## Fail at every step on disk and cut the power there, in every way: minutes
+	@$(BIN)/python -m pytest -q tests/crash/test_every_fault.py tests/crash/test_power_cuts.py --every --timeout 3600 $(ARGS)
+
+torture: install ## Kill servers under load, 300 times, and write docs/measurements/torture.json: half an hour
+	@$(BIN)/python -m tests.crash.torture --out docs/measurements/torture.json $(ARGS)
 
 clients: install ## Claude Code, Codex and other clients against the server: minutes, and 800 MB of build/clients
 	@$(BIN)/python -m tests.clients $(ARGS)

@@ -151,7 +151,8 @@ class KeyRing:
 
     def _note_use(self, id: str) -> None:
         now = self._clock()
-        if now - self._used.get(id, 0.0) < _USED_EVERY_S:
+        # A use that is ahead of the clock was noted before that was set back.
+        if 0.0 <= now - self._used.get(id, 0.0) < _USED_EVERY_S:
             return
         self._used[id] = now
         try:
