@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from benchmarks.server import Server, serve
+from benchmarks.server import DORMOUSE, Server, serve
 from safetensors import safe_open
 
 T = TypeVar("T")
@@ -26,16 +26,23 @@ COMPLAINTS = ("Warning", "Traceback", "ERROR", "never retrieved", "was destroyed
 
 
 @contextmanager
-def strict_server(data_dir: Path, *flags: str, complaints: tuple[str, ...] = COMPLAINTS) -> Iterator[Server]:
-    """A server in Python's development mode, with warnings as errors.
+def strict_server(
+    data_dir: Path,
+    *flags: str,
+    complaints: tuple[str, ...] = COMPLAINTS,
+    program: tuple[str, ...] = DORMOUSE,
+    dev_mode: bool = True,
+) -> Iterator[Server]:
+    """A server in Python's development mode, unless that would spoil figures, with warnings as errors.
 
     It ends by SIGTERM with 0, and none of `complaints` is in what it printed. A test may stop it itself.
     """
     log = data_dir.parent / f"{data_dir.name}.log"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONDEVMODE", "1")
+        if dev_mode:
+            patch.setenv("PYTHONDEVMODE", "1")
         patch.setenv("PYTHONWARNINGS", "error")
-        with serve(data_dir, *flags, log=log) as server:
+        with serve(data_dir, *flags, log=log, program=program) as server:
             yield server
             if server.process.poll() is None:
                 server.stop()
