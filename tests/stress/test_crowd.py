@@ -50,7 +50,7 @@ def canary(index: int) -> str:
 
 
 def crowd(count: int, max_tokens: int) -> list[Client]:
-    text = "My word is {0}. Say my word, {0}, and nothing else."
+    text = 'What is this word: "{0}"? Answer with the word.'
     return [Client.asking(f"agent-{i}", text.format(canary(i)), max_tokens) for i in range(count)]
 
 
@@ -79,7 +79,7 @@ def test_a_hundred_agents_on_the_real_model(
 ) -> None:
     """S24: 100 at once on an arena for a few of them."""
     flags = ("--model", str(smollm2.path), "--arena-tokens", "4096")
-    clients = crowd(100, 12)
+    clients = crowd(100, 16)
     with strict_server(tmp_path / "data", *flags) as server, server.client() as http:
         expected = alone(server, clients[::CHECKED])
         visits = asyncio.run(visit_all(server.url, clients, len(clients)))
