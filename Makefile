@@ -5,9 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 OUT ?= build/bench
+SCALE ?= full
+# Rows of a small run are nothing to keep.
+ROWS = $(if $(filter full,$(SCALE)),docs/measurements,build)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test faults torture clients lint format docs bench peers compare sanitize coverage clean
+.PHONY: help install serve demo test faults torture clients lint format docs stress bench-suite bench peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +42,9 @@ torture: install ## Kill servers under load, 300 times, and write docs/measureme
 clients: install ## Claude Code, Codex and other clients against the server: minutes, and 800 MB of build/clients
 	@$(BIN)/python -m tests.clients $(ARGS)
 
+stress: install ## Floods, crowds, storms and sustained load at full scale; rows to docs/measurements (SCALE=small: three minutes)
+	@$(BIN)/python -m pytest tests/stress --scale $(SCALE) --record $(ROWS)/stress.json $(ARGS)
+
 lint: install ## Check style, types and generated pages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -58,6 +64,9 @@ bench: install ## Prefill, decode, wake and memory figures of this machine, as J
 	$(BIN)/dormouse bench decode --json > $(OUT)/decode.json
 	$(BIN)/dormouse bench wake --json > $(OUT)/wake.json
 	$(BIN)/python -m benchmarks.memory > $(OUT)/memory.json
+
+bench-suite: install ## Batching, resuming and memory as tests at full scale; rows to docs/measurements (SCALE=small: one minute)
+	@$(BIN)/python -m pytest benchmarks/suite --scale $(SCALE) --record $(ROWS)/suite.json $(ARGS)
 
 peers: install ## Install the servers that Dormouse is compared with, each below build/peers
 	@$(BIN)/python -m benchmarks.compare.install $(ARGS)
