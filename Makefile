@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 OUT ?= build/bench
+FUZZ ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test clients lint format docs bench peers compare sanitize coverage clean
+.PHONY: help install serve demo test clients fuzz lint format docs bench peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ test: install ## Run all tests
 
 clients: install ## Claude Code, Codex and other clients against the server: minutes, and 800 MB of build/clients
 	@$(BIN)/python -m tests.clients $(ARGS)
+
+fuzz: install ## The fuzz tests with a hundred times as many examples, drawn anew: about an hour (FUZZ=10 for minutes)
+	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -q tests/security -k fuzz --timeout 14400 $(ARGS)
 
 lint: install ## Check style, types and generated pages
 	@$(BIN)/ruff check .

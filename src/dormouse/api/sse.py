@@ -13,6 +13,10 @@ from starlette.types import Receive, Scope, Send
 PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
 
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""JSON leaves them as they are, and the standard of events knows none of them; but clients that split lines
+as Python does would take what a model wrote behind one for an event of ours."""
+
 
 def event(name: str, payload: dict[str, Any]) -> str:
     """One named event: Anthropic's clients drop frames without a name."""
@@ -25,8 +29,12 @@ def events(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def data(payload: dict[str, Any]) -> str:
-    """One event. The JSON holds no raw newline, so it is always one line."""
-    return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """One event. The JSON holds no character that anybody takes for the end of a line."""
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    for separator, escaped in _LINE_ENDS.items():
+        if separator in text:
+            text = text.replace(separator, escaped)
+    return f"data: {text}\n\n"
 
 
 class Source(Protocol):

@@ -68,11 +68,11 @@ def open_parts(folder: Path, ops: FileOps, bounds: Bounds, now: float) -> StoreP
     files = BlockFiles(layout, ops, ledger, bounds.quarantine_nbytes)
     with ExitStack() as undo:
         try:
-            _make_private(layout.root, parents=True)
+            make_private(layout.root)
             lock = FolderLock(layout.lock)
             undo.callback(lock.release)
             for path in (layout.blocks, layout.quarantine):
-                _make_private(path)
+                make_private(path)
             catalog, index, view, findings = _load(layout, ops, files, ledger, bounds.queue_nbytes)
             undo.callback(catalog.close)
             notes = Notes(
@@ -154,7 +154,9 @@ def _set_catalog_aside(layout: Layout, files: BlockFiles) -> None:
             files.quarantine(path)
 
 
-def _make_private(folder: Path, *, parents: bool = False) -> None:
-    folder.mkdir(mode=FOLDER_MODE, parents=parents, exist_ok=True)
+def make_private(folder: Path) -> None:
+    """Make `folder` its owner's only, and what lacks above it too: who can rename a parent has the folder."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=FOLDER_MODE, exist_ok=True)
     if folder.stat().st_mode & GROUP_AND_OTHERS:
         folder.chmod(FOLDER_MODE)
