@@ -299,6 +299,40 @@ def test_strange_cursors(service: Service, query: str) -> None:
     assert answer.status_code < 500, answer.text
 
 
+@pytest.mark.parametrize("kind", ["agent", "transcript"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        *(
+            b"[]",
+            b"7",
+            b"null",
+            b'"x"',
+            b"{}",
+            b'{"messages": 7, "tools": 7}',
+            b'{"messages": [7], "tools": [7]}',
+        ),
+        b'{"messages": [{"role": [], "content": {}}], "tools": [{"type": []}], "settings": {"n": {}}}',
+        b'{"messages": [{"role": "user", "content": "x", "odd": 1e999}], "settings": {"odd": 1e999}}',
+        b'{"model": [], "system": [], "settings": {"temperature": NaN, "model": "nobody", "messages": []}}',
+    ],
+)
+def test_documents_that_came_in_an_agents_file(service: Service, kind: str, document: bytes) -> None:
+    """An imported agent brings its own transcript and settings, and nobody has looked into them."""
+    name = f"odd-{kind}-{abs(hash(document))}"
+    service.http.post("/v1/agents", json={"name": name}).raise_for_status()
+    service.store.put_document("default", kind, name, document)
+    for method, action, body in (
+        ("GET", "/messages", None),
+        ("POST", "/messages", BODIES["/v1/agents/a/messages"]),
+        ("GET", "", None),
+        ("POST", "/fork", {"name": f"{name}-fork"}),
+        ("DELETE", "", None),
+    ):
+        answer = service.http.request(method, f"/v1/agents/{name}{action}", json=body)
+        assert answer.status_code < 500, (method, action, answer.text)
+
+
 # -- below HTTP: headers, lengths, encodings ---------------------------------------------------------
 
 
