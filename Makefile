@@ -8,9 +8,10 @@ OUT ?= build/bench
 SCALE ?= full
 # Rows of a small run are nothing to keep.
 ROWS = $(if $(filter full,$(SCALE)),docs/measurements,build)
+FUZZ ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test faults torture clients lint format docs stress bench-suite bench peers compare sanitize coverage clean
+.PHONY: help install serve demo test faults torture clients fuzz lint format docs stress bench-suite bench peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ clients: install ## Claude Code, Codex and other clients against the server: min
 
 stress: install ## Floods, crowds, storms and sustained load at full scale; rows to docs/measurements (SCALE=small: three minutes)
 	@$(BIN)/python -m pytest tests/stress --scale $(SCALE) --record $(ROWS)/stress.json $(ARGS)
+
+fuzz: install ## The fuzz tests with a hundred times as many examples, drawn anew: about an hour (FUZZ=10 for minutes)
+	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -q tests/security -k fuzz --timeout 14400 $(ARGS)
 
 lint: install ## Check style, types and generated pages
 	@$(BIN)/ruff check .

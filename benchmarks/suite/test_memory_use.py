@@ -15,7 +15,7 @@ from benchmarks.resident import Resident
 from benchmarks.server import Server, serve
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.models.sources import resolve
-from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.decoder_config import DecoderConfig
 from dormouse.settings import Settings
 
 pytestmark = pytest.mark.timeout(600)

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from dormouse.api import errors, sse
 from dormouse.api.agent_rows import iso
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.chat_rendering import ChatRendering
@@ -39,7 +40,7 @@ class TurnBody(ChatBody):
 
 def router(services: Services) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
     transcripts = Transcripts(services.store)
 
     @routes.post("/{name:path}/messages")

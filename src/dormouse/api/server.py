@@ -82,6 +82,8 @@ class Server(uvicorn.Server):
         # Requests end by the engine's grace; uvicorn's own bound is only for connections that hang.
         config = uvicorn.Config(
             app,
+            # Whatever else is installed: h11 bounds a request's headers (64 KB), httptools does not.
+            http="h11",
             log_config=None,
             access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S,

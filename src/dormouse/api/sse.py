@@ -25,7 +25,8 @@ def events(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 _ENDS_OF_LINES = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
-"""No ends of lines in a stream of events, but to clients that split it as Unicode text, like httpx."""
+"""JSON leaves them as they are, and the standard of events knows none of them; but clients that split lines
+as Python does (httpx) would take what a model wrote behind one for an event of ours."""
 
 
 def data(payload: dict[str, Any]) -> str:

@@ -68,14 +68,13 @@ def open_parts(folder: Path, ops: FileOps, bounds: Bounds, now: float) -> StoreP
     files = BlockFiles(layout, ops, ledger, bounds.quarantine_nbytes)
     with ExitStack() as undo:
         try:
-            _make_root(layout.root, ops)
+            _create(layout.root, ops)
             lock = FolderLock(layout.lock)
             undo.callback(lock.release)
             refuse_newer(layout.catalog)  # before anything is written
             lock.sign()
             for path in (layout.root, layout.blocks, layout.quarantine):
-                ops.make_folder(path)
-                _keep_private(path)
+                make_private(path, ops)
             catalog, index, view, findings = _load(layout, ops, files, ledger, bounds.queue_nbytes, now)
             undo.callback(catalog.close)
             notes = Notes(
@@ -165,15 +164,15 @@ def _set_catalog_aside(layout: Layout, files: BlockFiles) -> None:
             files.quarantine(path)
 
 
-def _make_root(root: Path, ops: FileOps) -> None:
-    """Create the data folder and what is missing above it; each new name is durable before it is used."""
-    missing = [path for path in (root, *root.parents) if not path.exists()]
-    for path in reversed(missing[1:]):
-        path.mkdir(exist_ok=True)
-        ops.fsync_folder(path.parent)
-    ops.make_folder(root)
-
-
-def _keep_private(folder: Path) -> None:
+def make_private(folder: Path, ops: FileOps) -> None:
+    """Make `folder` its owner's only, and what lacks above it too: who can rename a parent has the folder."""
+    _create(folder, ops)
     if folder.stat().st_mode & GROUP_AND_OTHERS:
         folder.chmod(FOLDER_MODE)
+
+
+def _create(folder: Path, ops: FileOps) -> None:
+    """Create `folder` and what is missing above it; each new name is durable before it is used."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        ops.make_folder(path)
