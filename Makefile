@@ -7,7 +7,7 @@ ARGS ?=
 OUT ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test clients lint format docs bench peers compare sanitize coverage clean
+.PHONY: help install serve demo test clients lint format docs report bench soak peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,12 +46,18 @@ format: install ## Format the code
 docs: install ## Generate the pages that come from the code
 	@$(BIN)/python -m docs.generate
 
+report: install ## Pages and charts from the rows of real runs (of the tests too: ARGS="--junit build/junit.xml")
+	@$(BIN)/python -m docs.report $(ARGS)
+
 bench: install ## Prefill, decode, wake and memory figures of this machine, as JSON in OUT
 	@mkdir -p $(OUT)
 	$(BIN)/dormouse bench prefill --json > $(OUT)/prefill.json
 	$(BIN)/dormouse bench decode --json > $(OUT)/decode.json
 	$(BIN)/dormouse bench wake --json > $(OUT)/wake.json
 	$(BIN)/python -m benchmarks.memory > $(OUT)/memory.json
+
+soak: install ## An hour of agents, restarts and crowds; fails when a promise is broken (shorter: ARGS="--minutes 3")
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 peers: install ## Install the servers that Dormouse is compared with, each below build/peers
 	@$(BIN)/python -m benchmarks.compare.install $(ARGS)
