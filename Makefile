@@ -11,7 +11,7 @@ ROWS = $(if $(filter full,$(SCALE)),docs/measurements,build)
 FUZZ ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test faults torture clients fuzz lint format docs stress bench-suite bench peers compare sanitize coverage clean
+.PHONY: help install serve demo test faults torture clients fuzz report soak lint format docs stress bench-suite bench peers compare sanitize coverage clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ format: install ## Format the code
 docs: install ## Generate the pages that come from the code
 	@$(BIN)/python -m docs.generate
 
+report: install ## Pages and charts from the rows of real runs (of the tests too: ARGS="--junit build/junit.xml")
+	@$(BIN)/python -m docs.report $(ARGS)
+
 bench: install ## Prefill, decode, wake and memory figures of this machine, as JSON in OUT
 	@mkdir -p $(OUT)
 	$(BIN)/dormouse bench prefill --json > $(OUT)/prefill.json
@@ -71,6 +74,9 @@ bench: install ## Prefill, decode, wake and memory figures of this machine, as J
 
 bench-suite: install ## Batching, resuming and memory as tests at full scale; rows to docs/measurements (SCALE=small: one minute)
 	@$(BIN)/python -m pytest benchmarks/suite --scale $(SCALE) --record $(ROWS)/suite.json $(ARGS)
+
+soak: install ## An hour of agents, restarts and crowds; fails when a promise is broken (shorter: ARGS="--minutes 3")
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 peers: install ## Install the servers that Dormouse is compared with, each below build/peers
 	@$(BIN)/python -m benchmarks.compare.install $(ARGS)

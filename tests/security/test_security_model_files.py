@@ -12,7 +12,7 @@ from typing import Any
 
 import gguf
 import pytest
-from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.decoder_config import DecoderConfig
 from hypothesis import given
 from tests.models.toy_gguf import (
     random_tensors,
