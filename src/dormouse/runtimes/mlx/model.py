@@ -47,24 +47,29 @@ def load_model(
     raw: Mapping[str, Any],
     config: DecoderConfig | None,
     dtype: str | None,
+    *,
+    lazy: bool = False,
 ) -> Loaded:
     """The model with its weights in memory, in `dtype` (`bf16`, `fp32`; None is what the device is good at).
 
-    `config` is what `raw` means where that is known. Raises UnsupportedModel, or ModelError when the packages
+    `config` is what `raw` means where that is known. With `lazy` the weights stay in their files, for a look
+    at the model, and whether they fit is not asked. Raises UnsupportedModel, or ModelError when the packages
     are too old or the memory too small.
     """
     check_versions()
     refuse_unknown_quantization(raw)
     target = _dtype(dtype)
-    check_memory(sum(file.stat().st_size for file in files), target, raw)
+    if not lazy:
+        check_memory(sum(file.stat().st_size for file in files), target, raw)
     changes = changes_for(raw, config) if config is not None else _plain_changes(raw)
-    module: Module = _foreign(lambda: lm.load_model(folder, model_config=changes)[0], folder)
+    module: Module = _foreign(lambda: lm.load_model(folder, lazy=lazy, model_config=changes)[0], folder)
     module.set_dtype(target)
     caches: list[object] = _foreign(lambda: lm.make_prompt_cache(module), folder)
     windows = tuple(_window(cache) for cache in caches)
     if config is not None:
         _compare_windows(windows, config)
-    _settle(module)
+    if not lazy:
+        _settle(module)
     return Loaded(module, windows, target)
 
 

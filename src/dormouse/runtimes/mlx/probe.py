@@ -42,10 +42,12 @@ class Shape:
 
 
 def measure(loaded: Loaded) -> Shape:
-    """Run the model once with caches of its own. Raises UnsupportedModel where layers are not alike."""
+    """Describe a run of the model with caches of its own: shapes are known before anything is computed.
+
+    Raises UnsupportedModel where layers are not alike.
+    """
     caches = lm.make_prompt_cache(loaded.module)
     logits = loaded.module(mx.array([_TEXTS[0]]), cache=caches)
-    mx.eval(logits)
     if any(cache.keys is None for cache in caches):
         raise UnsupportedModel("the model has layers without K and V of their own")
     shapes = {(cache.keys.shape[1], cache.keys.shape[3], cache.values.shape[3]) for cache in caches}
