@@ -143,7 +143,7 @@ def test_an_mlx_that_is_too_old(
             raise metadata.PackageNotFoundError(package)
         return found
 
-    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr("dormouse.runtimes.mlx.model.version", version)
     with pytest.raises(ModelError, match=words):
         load_mlx(llama)
 
