@@ -3,10 +3,10 @@ what comes out.
 
     python -m tests.crash.torture [--cycles 300] [--real 20] [--seed 0] [--out docs/measurements/torture.json]
 
-A cycle starts a server over the data folder that the kills before it left, and lets agents talk to it. At a
-random moment it gets SIGKILL: while it starts, while it serves, or after SIGTERM while it ends. Then a copy of
-the folder is opened: `verify` is to be clean, no agent to be short of what was told to be durable, and every
-token to be the one that a twin has to which nothing happened. Every reply is compared with the twin's too.
+A cycle starts a server over the data folder that the kills before it left, and lets agents talk to it.
+At a random moment it gets SIGKILL: while it starts, while it serves, or after SIGTERM while it ends. Then a
+copy of the folder is opened: `verify` is to be clean, no agent to be short of what was told to be durable,
+and every token to be that of a twin to which nothing happened. Every reply is compared with the twin's too.
 """
 
 from __future__ import annotations
