@@ -1,5 +1,5 @@
-"""The real HTTP server as a process of its own, over the fake runtime: it replies fast, and otherwise when a page
-is not what it was. Forked from a process that has imported all of it, so that it starts fast as well."""
+"""The real HTTP server as a process of its own, over the fake runtime: it replies fast, and otherwise when a
+page is not what it was. Forked from a process that has imported all of it, so that it starts fast as well."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ wrong; when the disk is mended, saving goes on by itself."""
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
 import sqlite3
 import time
@@ -104,6 +105,7 @@ def test_replies_go_on_and_everybody_is_told(
     file_error, sqlite_code = ERRORS[code]
     sqlite_error = sqlite3.OperationalError("the disk says no")
     sqlite_error.sqlite_errorcode = sqlite_code
+    caplog.set_level(logging.INFO, "dormouse.store")
     ops = FailingOps()
     with site(tmp_path, ops) as server:
         assert server.say(TURNS[0]) == words[0]

@@ -18,7 +18,9 @@ from tests.store.kit import nbytes_below, ram_folder
 
 from dormouse.domain.errors import DeadlineExceeded, StoreError
 
-SAMPLE = 60
+pytestmark = pytest.mark.timeout(600)
+
+SAMPLE = 40
 MOST_TRIES = 200
 SILENT = frozenset({"wipe", "fold"})
 """Steps whose failure takes nothing from anybody: it is logged as a warning, and tried again."""

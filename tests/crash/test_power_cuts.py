@@ -15,8 +15,10 @@ from tests.crash.disk_log import Disk, Keep, LoggingOps, Step, drawn, everything
 from tests.crash.story import QUOTA, STORY, Desk, State
 from tests.store.kit import assert_loads, links_of, nbytes_below, ram_folder
 
+pytestmark = pytest.mark.timeout(600)
+
 BEGINS, ENDS = "begins", "ends"
-SAMPLE = 120
+SAMPLE = 80
 DRAWS = 4
 ROOMY = 4 * QUOTA
 """What is opened evicts nothing: a block that is not there is lost."""

@@ -3,10 +3,10 @@ what comes out.
 
     python -m tests.crash.torture [--cycles 300] [--real 20] [--seed 0] [--out docs/measurements/torture.json]
 
-A cycle starts a server over the data folder that the kills before it left, and lets agents talk to it. At a
-random moment it gets SIGKILL: while it starts, while it serves, or after SIGTERM while it ends. Then a copy of
-the folder is opened: `verify` is to be clean, no agent to be short of what was told to be durable, and every
-token to be the one that a twin has to which nothing happened. Every reply is compared with the twin's too.
+A cycle starts a server over the data folder that the kills before it left, and lets agents talk to it.
+At a random moment it gets SIGKILL: while it starts, while it serves, or after SIGTERM while it ends. Then a
+copy of the folder is opened: `verify` is to be clean, no agent to be short of what was told to be durable,
+and every token to be that of a twin to which nothing happened. Every reply is compared with the twin's too.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from dormouse.store.block_store import BlockStore
 STARTING_SHARE, STOPPING_SHARE = 0.15, 0.15
 STOPPING_S = 0.4
 TALK_TIMEOUT_S = 180.0
+SOME_REPLIES_S = 30.0
 LANES = 2
 """Data folders of the fake model that are worked on at a time."""
 
@@ -93,7 +94,7 @@ class Torture:
             ]
             for thread in threads:
                 thread.start()
-            stop.wait(self._rng.uniform(0.05, self.model.load_s))
+            self._let_talk(threads, stop)
             if stop_first:
                 server.terminate()
                 stop.wait(self._rng.uniform(0, STOPPING_S))
@@ -113,6 +114,16 @@ class Torture:
         for talker in self.talkers:
             if talker.error is not None:
                 raise talker.error
+
+    def _let_talk(self, threads: list[threading.Thread], stop: threading.Event) -> None:
+        """Until some replies have come, which takes long on a busy machine, and a moment more."""
+        wanted = self.counts["replies_compared"] + self._rng.randrange(2 * len(threads))
+        deadline = time.monotonic() + SOME_REPLIES_S
+        while self.counts["replies_compared"] < wanted and time.monotonic() < deadline:
+            if not any(thread.is_alive() for thread in threads):
+                return
+            stop.wait(0.02)
+        stop.wait(self._rng.uniform(0, self.model.load_s))
 
     def _examine(self) -> None:
         """Look at a copy of what the kill left: the next start is to find it as it is."""

@@ -13,7 +13,7 @@ MAX_PID_NBYTES = 32
 
 
 class FolderLock:
-    """An exclusive flock on a file that holds the owner's pid, once signed; a dead owner's lock is free by itself."""
+    """An exclusive flock on a file that holds the owner's pid once signed; a dead owner's lock is free."""
 
     def __init__(self, path: Path) -> None:
         """Take the lock. Raises StoreLocked when another process, or another store of ours, has it."""
