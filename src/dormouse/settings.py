@@ -88,15 +88,23 @@ class Settings(BaseSettings):
         description="How many times the trained context the scaling reaches. By default as far as "
         "`--context-length` asks; give it to keep the stored KV when that changes.",
     )
+    runtime: Literal["auto", "torch", "mlx"] = Field(
+        "auto",
+        description="What computes: auto is mlx on Apple silicon, torch elsewhere. On Linux mlx needs the "
+        "extra `mlx`. Agents of one are agents of the other.",
+    )
     threads: int | None = Field(None, ge=1, description="Compute threads. By default one per core.")
-    device: Literal["cpu", "cuda", "mps"] = Field("cpu", description="Where the model computes.")
+    device: Literal["cpu", "cuda", "mps"] = Field(
+        "cpu", description="Where torch computes; mlx takes Metal, or the CPU where there is none."
+    )
     dtype: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="Compute precision; auto is bf16 where the processor has it."
     )
     weights: Literal["auto", "bf16", "int8", "int4"] = Field(
         "auto",
         description="How weights are held; auto is 4 bits for weights that were 4 bits in their file's "
-        "origin, else 8 bits, or bf16 where there are no native kernels.",
+        "origin, else 8 bits, or bf16 where there are no native kernels. mlx takes them as they are in the "
+        "folder.",
     )
     max_running: int = Field(64, ge=1, description="Sequences in a step.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait; more are answered with 429.")

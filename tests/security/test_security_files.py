@@ -18,6 +18,7 @@ from benchmarks.server import Server, serve
 
 from dormouse.api.keys import KeyFile
 from dormouse.cli.agent_source import _write
+from dormouse.store.file_ops import FileOps
 from dormouse.store.opening import make_private
 
 pytestmark = [pytest.mark.usefixtures("smollm2"), pytest.mark.timeout(300)]
@@ -234,9 +235,9 @@ def test_a_file_that_is_there_is_not_written_into(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("open_umask")
 def test_what_lacks_above_a_private_folder_is_private_too(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    make_private(tmp_path / "a" / "b" / "c")
+    make_private(tmp_path / "a" / "b" / "c", FileOps())
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, *tmp_path.rglob("*"))]
     assert modes == [0o755, 0o700, 0o700, 0o700]
     (tmp_path / "a" / "b" / "c").chmod(0o777)
-    make_private(tmp_path / "a" / "b" / "c")
+    make_private(tmp_path / "a" / "b" / "c", FileOps())
     assert stat.S_IMODE((tmp_path / "a" / "b" / "c").stat().st_mode) == 0o700

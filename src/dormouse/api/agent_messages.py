@@ -134,6 +134,7 @@ class _Turn:
         """The reply in one piece."""
         answer = await generation.collect()
         await self._keep(answer.end)
+        await generation.settle()
         return self._rendering.whole([answer])
 
     async def frames(self, generation: Generation) -> AsyncGenerator[str, None]:
@@ -147,6 +148,7 @@ class _Turn:
                         yield sse.PING
                     elif isinstance(event, End):
                         await self._keep(event)
+                        await generation.settle()
                         for chunk in (rendering.end(0, event), *rendering.last([event])):
                             yield sse.data(chunk)
                         yield sse.DONE

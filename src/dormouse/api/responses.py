@@ -169,6 +169,8 @@ class _Reply:
         if self._body.store is not False:
             document = StoredResponse(response, _with_ids(self._body.items()))
             await asyncio.to_thread(self._stored.put, self._tenant, document)
+            assert self._generation is not None, "what is kept was generated"
+            await self._generation.settle()
         return response
 
 

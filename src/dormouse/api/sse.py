@@ -13,10 +13,6 @@ from starlette.types import Receive, Scope, Send
 PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
 
-_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-"""JSON leaves them as they are, and the standard of events knows none of them; but clients that split lines
-as Python does would take what a model wrote behind one for an event of ours."""
-
 
 def event(name: str, payload: dict[str, Any]) -> str:
     """One named event: Anthropic's clients drop frames without a name."""
@@ -28,13 +24,15 @@ def events(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
     return (event(payload["type"], payload) for payload in payloads)
 
 
+_ENDS_OF_LINES = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""JSON leaves them as they are, and the standard of events knows none of them; but clients that split lines
+as Python does (httpx) would take what a model wrote behind one for an event of ours."""
+
+
 def data(payload: dict[str, Any]) -> str:
-    """One event. The JSON holds no character that anybody takes for the end of a line."""
+    """One event, which is one line to every client: JSON escapes newlines, and this what else may be one."""
     text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
-    for separator, escaped in _LINE_ENDS.items():
-        if separator in text:
-            text = text.replace(separator, escaped)
-    return f"data: {text}\n\n"
+    return f"data: {text if text.isascii() else text.translate(_ENDS_OF_LINES)}\n\n"
 
 
 class Source(Protocol):

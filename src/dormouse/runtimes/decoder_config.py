@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dormouse.domain.errors import UnsupportedModel
-from dormouse.runtimes.torch.rope import Rope, parse_rope
+from dormouse.runtimes.rope import Rope, parse_rope
 
 Raw = Mapping[str, Any]
 
