@@ -134,7 +134,7 @@ class _Reply:
         told = [*map(self._stream.delta, answer.deltas), self._stream.last(answer.end)]
         for _ in chain.from_iterable(told):
             pass
-        return await self._keep(answer.end)
+        return await self._keep(answer.end, generation)
 
     async def frames(self, begun: Generation | DormouseError) -> AsyncGenerator[str, None]:
         """The response as a stream."""
@@ -153,7 +153,7 @@ class _Reply:
                         continue
                     if isinstance(event, End):
                         last = list(stream.last(event))
-                        await self._keep(event)
+                        await self._keep(event, begun)
                         for frame in sse.events(last):
                             yield frame
                         continue
@@ -163,14 +163,13 @@ class _Reply:
                 for frame in sse.events(stream.failed(error)):
                     yield frame
 
-    async def _keep(self, end: End) -> dict[str, Any]:
+    async def _keep(self, end: End, generation: Generation) -> dict[str, Any]:
         """The finished response, which is stored before its client is told, unless it is not to be."""
         response = self._stream.finished(end)
         if self._body.store is not False:
             document = StoredResponse(response, _with_ids(self._body.items()))
             await asyncio.to_thread(self._stored.put, self._tenant, document)
-            assert self._generation is not None, "what is kept was generated"
-            await self._generation.settle()
+            await generation.settle()
         return response
 
 
