@@ -23,7 +23,7 @@ from dormouse.bench.machine import describe
 from dormouse.bench.speed import spread
 from dormouse.domain.plan import Chunk, Plan
 from dormouse.models.sources import resolve
-from dormouse.models.stack import load_runtime
+from dormouse.models.runtimes import load_runtime
 from dormouse.settings import Settings
 
 CONTEXT = 256

@@ -134,8 +134,9 @@ class Settings(BaseSettings):
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Names by which a server without API keys may be called, beside `localhost`, its "
-        "addresses, its `--host` and the machine's own name, with commas between them; * is any.",
+        description="Names by which a server without API keys may be called, beside `localhost`, "
+        "`*.internal`, its addresses, its `--host` and the machine's own name, with commas between them; "
+        "* is any.",
     )
     requests_per_minute: int | None = Field(
         None, ge=1, description="Bound on each API key's requests; more are answered with 429."

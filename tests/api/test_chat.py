@@ -224,13 +224,13 @@ def test_cache_keys_that_are_no_names_still_find_their_agent(service: Service, k
 def test_half_a_character_is_refused_like_anything_else(service: Service) -> None:
     headers = {"content-type": "application/json"}
     body = b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}'
-    assert service.http.post("/v1/chat/completions", content=body, headers=headers).status_code == 404
+    assert service.http.post("/v1/chat/completions", content=body, headers=headers).status_code == 400
 
 
 def test_bad_json_says_where(service: Service) -> None:
     headers = {"content-type": "application/json"}
     error = service.http.post("/v1/chat/completions", content=b'{"model": ', headers=headers).json()["error"]
-    assert ("byte" in error["message"], error["param"]) == (True, None)
+    assert ("column" in error["message"], error["param"]) == (True, None)
     without = service.http.post("/v1/chat/completions", content=b'{"model": "fake"}').json()["error"]
     assert "content-type: application/json" in without["message"]
 

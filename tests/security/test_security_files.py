@@ -51,8 +51,8 @@ class Workload:
     told: str = ""
 
 
-@pytest.fixture(scope="module", params=["json", "text"])
-def workload(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Workload]:
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workload]:
     """Chats, tools, errors, agents, exports and a sudden end, with the log at its most talkative."""
     place = tmp_path_factory.mktemp("files")
     before = os.umask(0)
@@ -62,12 +62,16 @@ def workload(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
         keys = [file.add("a", is_admin=True), file.add("b")]
         work = Workload(data, place / "out", place / "server.log", keys)
         work.out.mkdir()
-        flags = ("--arena-tokens", "2048", "--log-level", "debug", "--log-format", request.param)
-        with serve(data, *flags, log=work.log) as server:
+        flags = ("--arena-tokens", "2048", "--log-level", "debug", "--log-format")
+        with serve(data, *flags, "json", log=work.log) as server:
             ask_everything(server, work)
             walk_open_files(server, work)
             server.kill()
-        with serve(data, *flags, log=work.log) as server, client_of(server, keys[0]) as http:
+        with serve(data, *flags, "text", log=work.log) as server, client_of(server, keys[0]) as http:
+            said = [{"role": "user", "content": CANARIES["prompt"]}]
+            for limit in (4, CANARIES["prompt"]):
+                body = {"model": "smollm2", "messages": said, "max_tokens": limit}
+                http.post("/v1/chat/completions", json=body, headers={"x-agent-id": "me"})
             work.told += http.get("/v1/agents").text
             server.stop()
         yield work

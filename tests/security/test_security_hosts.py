@@ -29,7 +29,13 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     "host",
     [
         *("localhost", "LOCALHOST:8000", "app.localhost", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"),
-        *("192.168.1.7", "gpubox.lan", "GPUBOX.LAN.", f"{socket.gethostname()}:8000"),
+        *(
+            "192.168.1.7",
+            "host.docker.internal:8000",
+            "gpubox.lan",
+            "GPUBOX.LAN.",
+            f"{socket.gethostname()}:8000",
+        ),
     ],
 )
 def test_a_server_without_keys_answers_to_its_names(opened: Service, host: str) -> None:

@@ -20,6 +20,9 @@ from dormouse.api.keys import KeyRing
 from dormouse.domain.errors import AddressRefused
 
 ANY = "*"
+_PRIVATE = (".localhost", ".internal")
+"""Ends of names that nobody can have in the public DNS; containers call their host by the second."""
+
 _WEB = ("http", "https")
 
 
@@ -66,7 +69,7 @@ class HostCheck:
             )
 
     def _is_ours(self, name: str) -> bool:
-        return ANY in self._names or name in self._names or name.endswith(".localhost") or _is_address(name)
+        return ANY in self._names or name in self._names or name.endswith(_PRIVATE) or _is_address(name)
 
     def _may_call(self, origin: str, hosts: Collection[str]) -> bool:
         if ANY in self._origins or origin in self._origins:
