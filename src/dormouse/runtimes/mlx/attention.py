@@ -40,7 +40,7 @@ def attend_packed(
     k_bits, v_bits = cache.format.bits
     # All heads of a group are rows of one product over the KV head that they share.
     rows = (queries * scale).reshape(1, kv_heads, heads // kv_heads * count, width)
-    scores = mx.quantized_matmul(rows, *keys, transpose=True, group_size=cache.group_size, bits=k_bits)
+    scores = _product(rows, keys, True, cache.group_size, k_bits)
     mask = mask_of(count, keys[0].shape[2], window)
     if mask is not None:
         scores = scores.reshape(1, kv_heads, heads // kv_heads, count, -1)
@@ -48,8 +48,15 @@ def attend_packed(
         scores = mx.where(visible, scores, mx.finfo(scores.dtype).min)
         scores = scores.reshape(1, kv_heads, heads // kv_heads * count, -1)
     weights = mx.softmax(scores, axis=-1, precise=True)
-    out = mx.quantized_matmul(weights, *values, transpose=False, group_size=cache.group_size, bits=v_bits)
+    out = _product(weights, values, False, cache.group_size, v_bits)
     return out.reshape(1, heads, count, -1)
+
+
+def _product(rows: mx.array, packed: Arrays, transpose: bool, group_size: int, bits: int) -> mx.array:
+    data, scales, biases = packed
+    return mx.quantized_matmul(
+        rows, data, scales, biases, transpose=transpose, group_size=group_size, bits=bits
+    )
 
 
 def mask_of(count: int, length: int, window: int | None) -> mx.array | str | None:

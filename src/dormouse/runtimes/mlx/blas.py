@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 _LIBRARY = "libmkl_rt.so"
 _OPENMP = "libgomp.so.1"
 _SEQUENTIAL, _GNU_THREADS = 1, 3
-"""MKL on the OpenMP that torch has, too. With Intel's own, torch's in the same process answers half of its calls,
-and products of more than one row come out wrong, silently."""
+"""MKL on the OpenMP that torch has, too. With Intel's own, torch's in the same process answers half of its
+calls, and products of more than one row come out wrong, silently."""
 
 _REPRODUCIBLE = 2
 """MKL_CBWR_AUTO: where an array lies in memory does not change the bits of a product."""

@@ -53,7 +53,7 @@ class Codec:
         """Round `[rows, kv_heads, tokens, head_dim]` of any float dtype."""
         heads = self._cache.num_kv_heads
         if self._joined:
-            stored, dense = self._round(mx.concatenate((keys, values), axis=1), self._levels)
+            stored, dense = self._round(mx.concatenate([keys, values], axis=1), self._levels)
             k_parts = tuple(part[:, :heads] for part in stored)
             v_parts = tuple(part[:, heads:] for part in stored)
             dense_k, dense_v = dense[:, :heads], dense[:, heads:]
@@ -130,7 +130,7 @@ def _raw(array: mx.array) -> Array:
 
 def _pack(whole: Array, bits: int) -> Array:
     """Whole numbers in fp32 `[..., head_dim]` as packed words `[..., head_dim * bits / 32]`."""
-    per_byte = np.nan_to_num(whole, nan=0.0).astype(np.uint8)
+    per_byte: Array = np.nan_to_num(whole, nan=0.0).astype(np.uint8)
     if bits == 4:
         per_byte = per_byte[..., 0::2] | (per_byte[..., 1::2] << 4)
     return np.ascontiguousarray(per_byte).view(np.uint32)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn import Module
 
 Hidden = Callable[..., mx.array]
 Logits = Callable[[mx.array], mx.array]
 
 
-def halves(module: nn.Module) -> tuple[Hidden, Logits] | None:
+def halves(module: Module) -> tuple[Hidden, Logits] | None:
     """What computes the rows behind the last layer, and what makes logits of them, where both are found.
 
     Whether together they are the model is for the probe to see: some scale or cap their logits.

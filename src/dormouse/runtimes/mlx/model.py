@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
-import mlx.nn as nn
 import psutil
+from mlx.nn import Module
 from mlx.utils import tree_flatten
 
 from dormouse.domain.errors import ModelError, UnsupportedModel
@@ -30,7 +30,7 @@ DTYPES = {"bf16": mx.bfloat16, "fp32": mx.float32}
 class Loaded:
     """`windows` has an entry for each layer; None sees all."""
 
-    module: nn.Module
+    module: Module
     windows: tuple[int | None, ...]
     dtype: mx.Dtype
 
@@ -61,7 +61,7 @@ def load_model(
     if not lazy:
         check_memory(sum(file.stat().st_size for file in files), target, raw)
     changes = changes_for(raw, config) if config is not None else _plain_changes(raw)
-    module: nn.Module = _foreign(lambda: lm.load_model(folder, lazy=lazy, model_config=changes)[0], folder)
+    module: Module = _foreign(lambda: lm.load_model(folder, lazy=lazy, model_config=changes)[0], folder)
     module.set_dtype(target)
     caches: list[object] = _foreign(lambda: lm.make_prompt_cache(module), folder)
     windows = tuple(_window(cache) for cache in caches)
@@ -149,7 +149,7 @@ def _compare_windows(windows: tuple[int | None, ...], config: DecoderConfig) -> 
     )
 
 
-def _settle(module: nn.Module) -> None:
+def _settle(module: Module) -> None:
     """Compute all that was only described: frequencies of ropes, say, which are no parameters.
 
     What is described belongs to the stream of this thread, and another one will use the model.

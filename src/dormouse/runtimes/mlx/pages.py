@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from dormouse.domain.cache_spec import CacheSpec, Half, Section
 from dormouse.domain.errors import ModelError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Parts = tuple[Array, ...]
 """What a half of the cache consists of: data alone, or data, scales and biases. bf16 is held as uint16."""
 
-_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(np.uint16), "U32": np.dtype(np.uint32)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(np.uint16),
+    "U32": np.dtype(np.uint32),
+}
 
 
 class Pages:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn import Module
 
 from dormouse.runtimes.mlx import lm
 from dormouse.runtimes.mlx.layer_cache import LayerCache
@@ -23,7 +23,7 @@ from dormouse.runtimes.mlx.layer_cache import LayerCache
 _NAME = "scaled_dot_product_attention"
 
 
-def route_attention(model: nn.Module) -> None:
+def route_attention(model: Module) -> None:
     """Put ours in the place of that function in all modules that the model's layers come from. Idempotent."""
     original = lm.base.scaled_dot_product_attention
     for module in _modules_of(model):
@@ -31,7 +31,7 @@ def route_attention(model: nn.Module) -> None:
             setattr(module, _NAME, _routed(original))
 
 
-def _modules_of(model: nn.Module) -> set[ModuleType]:
+def _modules_of(model: Module) -> set[ModuleType]:
     names = {kind.__module__ for layer in model.modules() for kind in type(layer).__mro__}
     return {sys.modules[name] for name in names if name in sys.modules and name != lm.base.__name__}
 

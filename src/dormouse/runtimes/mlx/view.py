@@ -109,4 +109,4 @@ def _grown(array: mx.array, length: int, more: int) -> mx.array:
     """Room for `more` tokens behind `length`."""
     room = -(-(length + more) // _STEP) * _STEP - length
     space = mx.zeros((*array.shape[:2], room, array.shape[3]), array.dtype)
-    return mx.concatenate((array[..., :length, :], space), axis=2)
+    return mx.concatenate([array[..., :length, :], space], axis=2)

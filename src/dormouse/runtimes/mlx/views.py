@@ -109,7 +109,5 @@ class _Origin:
 
     def stands(self, pages: Pages, target: int) -> bool:
         """Whether neither page was touched since."""
-        return (
-            pages.generations[self.page] == self.generation
-            and pages.generations[target] == self.target_generation
-        )
+        now = pages.generations
+        return bool(now[self.page] == self.generation and now[target] == self.target_generation)
