@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.nn import quantize
 from mlx.utils import tree_flatten
 from tests.runtimes.mlx.mlx_toys import chunk, close_to, load_alone, load_mlx, our_logits, own_logits
 from tests.runtimes.torch.toys import load_toy, save_toy, toy_tokens
@@ -90,7 +90,7 @@ def test_weights_of_4_bits(tmp_path: Path) -> None:
     plain, folder = tmp_path / "plain", tmp_path / "four"
     save_toy("llama", plain, changes={"intermediate_size": 128})
     loaded = load_alone(plain)
-    nn.quantize(loaded.module, group_size=64, bits=4)
+    quantize(loaded.module, group_size=64, bits=4)
     folder.mkdir()
     config = json.loads((plain / "config.json").read_bytes())
     quantization = {"group_size": 64, "bits": 4}

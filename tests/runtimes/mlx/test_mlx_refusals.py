@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import resource
+from importlib import metadata
 from pathlib import Path
 
 import mlx.core as mx
+import psutil
 import pytest
 from mlx.utils import tree_flatten
 from tests.runtimes.mlx.mlx_toys import load_mlx
@@ -14,7 +16,6 @@ from tests.runtimes.torch.toys import save_toy
 
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.errors import ModelError, ModelFilesMissing, UnsupportedModel
-from dormouse.runtimes.mlx import model as model_module
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -123,7 +124,7 @@ def test_more_memory_than_there_is(llama: Path, monkeypatch: pytest.MonkeyPatch)
     class Little:
         available = 1000
 
-    monkeypatch.setattr(model_module.psutil, "virtual_memory", Little)
+    monkeypatch.setattr(psutil, "virtual_memory", Little)
     with pytest.raises(ModelError, match="GiB"):
         load_mlx(llama)
 
@@ -139,10 +140,10 @@ def test_an_mlx_that_is_too_old(
 ) -> None:
     def version(package: str) -> str:
         if found is None:
-            raise model_module.PackageNotFoundError(package)
+            raise metadata.PackageNotFoundError(package)
         return found
 
-    monkeypatch.setattr(model_module, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(ModelError, match=words):
         load_mlx(llama)
 

@@ -90,7 +90,7 @@ class Caller:
             for row in range(len(chunk.tokens) - chunk.num_logits, len(chunk.tokens))
         ]
         logits = self._logits(tokens, call, wanted)
-        stored = tuple(mx.stack(parts) for parts in zip(*call.stored, strict=True))
+        stored = tuple(mx.stack(list(parts)) for parts in zip(*call.stored, strict=True))
         held = [array for view in views for array in view.arrays()]
         mx.eval(*([] if logits is None else [logits]), *stored, *held)
         given = np.empty((0, self._vocab_size), np.float32) if logits is None else np.array(logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,8 @@ class Loaded:
     @property
     def nbytes(self) -> int:
         """Bytes of weights."""
-        return sum(array.nbytes for _, array in tree_flatten(self.module.parameters()))
+        parameters: list[tuple[str, mx.array]] = list(tree_flatten(self.module.parameters()))
+        return sum(array.nbytes for _, array in parameters)
 
 
 def load_model(
@@ -77,8 +78,8 @@ def check_versions() -> None:
     for package, least in MINIMUM.items():
         wanted = ".".join(map(str, least))
         try:
-            found = version(package)
-        except PackageNotFoundError as exc:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError as exc:
             raise ModelError(f"{package} is not installed; pip install 'dormouse[mlx]'") from exc
         if tuple(int(part) for part in found.split(".")[:2]) < least:
             raise ModelError(f"{package} {found} is too old; pip install -U '{package}>={wanted}'")
