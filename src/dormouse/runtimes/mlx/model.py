@@ -125,7 +125,7 @@ def _foreign(load: Callable[[], T], folder: Path) -> T:
         raise UnsupportedModel(f"mlx-lm cannot load {folder.name}: {exc}") from exc
 
 
-def _window(cache: object) -> int | None:
+def _window(cache: Any) -> int | None:
     """The window of a layer with such a cache. Raises UnsupportedModel for state that is no K and V."""
     if type(cache) is lm.KVCache:
         return None

@@ -26,9 +26,10 @@ _NAME = "scaled_dot_product_attention"
 def route_attention(model: Module) -> None:
     """Put ours in the place of that function in all modules that the model's layers come from. Idempotent."""
     original = lm.base.scaled_dot_product_attention
+    routed = _routed(original)
     for module in _modules_of(model):
         if getattr(module, _NAME, None) is original:
-            setattr(module, _NAME, _routed(original))
+            setattr(module, _NAME, routed)
 
 
 def _modules_of(model: Module) -> set[ModuleType]:
