@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from benchmarks.server import Server, serve
+from benchmarks.server import DORMOUSE, Server, serve
 from safetensors import safe_open
 
 from dormouse.models.runtimes import RuntimeName
@@ -36,18 +36,23 @@ def strict_server(
     *flags: str,
     complaints: tuple[str, ...] = COMPLAINTS,
     runtime: RuntimeName = "torch",
+    program: tuple[str, ...] = DORMOUSE,
+    dev_mode: bool = True,
 ) -> Iterator[Server]:
-    """A server in Python's development mode, with warnings as errors; one on mlx has no torch to import.
+    """A server in Python's development mode, unless that would spoil figures, with warnings as errors; one on
+    mlx has no torch to import.
 
     It ends by SIGTERM with 0, and none of `complaints` is in what it printed. A test may stop it itself.
     """
     log = data_dir.parent / f"{data_dir.name}.log"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONDEVMODE", "1")
+        if dev_mode:
+            patch.setenv("PYTHONDEVMODE", "1")
         patch.setenv("PYTHONWARNINGS", "error")
         if runtime == "mlx":
             hide_module("torch", data_dir.parent, patch)
-        with serve(data_dir, "--runtime", runtime, *flags, log=log) as server:
+            flags = ("--runtime", "mlx", *flags)
+        with serve(data_dir, *flags, log=log, program=program) as server:
             yield server
             if server.process.poll() is None:
                 server.stop()

@@ -98,15 +98,23 @@ def _servers(tables: Tables) -> Iterator[str]:
         )
 
 
-def _figures(tables: Tables) -> Iterator[str]:
+def scale_of(tables: Tables) -> Scale:
+    """The scale that the rows were taken at."""
     settings = next(iter(tables.values())).settings
     known = Scale.__dataclass_fields__
-    scale = Scale(**{key: _tupled(value) for key, value in settings.items() if key in known})
-    ours = dict.fromkeys(
-        name for table in tables.values() for name, facts in table.servers.items() if facts["ours"]
-    )
+    return Scale(**{key: _tupled(value) for key, value in settings.items() if key in known})
+
+
+def ours_of(tables: Tables) -> list[str]:
+    """The names of every Dormouse among the servers."""
+    named = (item for table in tables.values() for item in table.servers.items())
+    return list(dict.fromkeys(name for name, facts in named if facts["ours"]))
+
+
+def _figures(tables: Tables) -> Iterator[str]:
+    ours = ours_of(tables)
     lines = [f"| what | aim | {' | '.join(ours)} |", f"| --- | --- |{' --- |' * len(ours)}"]
-    for figure in figures(scale):
+    for figure in figures(scale_of(tables)):
         reached = " | ".join(figure.render(tables, name) for name in ours)
         lines.append(f"| {figure.what} | {figure.render_aim()} | {reached} |")
     yield "\n".join(lines)

@@ -16,6 +16,7 @@ from dormouse.domain.cache_spec import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, KVFormat
 ENV_PREFIX = "DORMOUSE_"
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
 class Settings(BaseSettings):
@@ -131,6 +132,11 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web origins whose pages may call the server, with commas between them; * is any."
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names by which a server without API keys may be called, beside `localhost`, its "
+        "addresses, its `--host` and the machine's own name, with commas between them; * is any.",
+    )
     requests_per_minute: int | None = Field(
         None, ge=1, description="Bound on each API key's requests; more are answered with 429."
     )
@@ -166,9 +172,9 @@ class Settings(BaseSettings):
         """`max_body_mb` in bytes."""
         return int(self.max_body_mb * 1e6)
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
-    def _split_origins(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         return value
@@ -180,6 +186,16 @@ class Settings(BaseSettings):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(
                     f"'{origin}' is no origin; write it like http://localhost:3000, or * for any"
+                )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "*" and not _HOST.fullmatch(name):
+                raise ValueError(
+                    f"'{name}' is no name; write it like gpubox.lan, without a port, or * for any"
                 )
         return value
 

@@ -67,4 +67,4 @@ class Pass:
                     return x.new_empty((0, config.vocab_size), dtype=torch.float32)
                 q, x = q[rows], x[rows]
             y = layer.complete(q, x, batch, arena, next_norm)
-        return decoder.head(y).float()
+        return decoder.head.wide(y)

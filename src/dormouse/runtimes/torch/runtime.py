@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,17 +91,20 @@ class TorchRuntime:
         cache = spec.cache_spec(kv_format, block_size)
         num_pages = -(-arena_tokens // block_size)
         loader = DecoderLoader(config, Checkpoint(files), target, compute, linear_maker(weights, target))
-        with torch.inference_mode():
-            decoder = loader.load(min(length, num_pages * block_size))
-        # Outside of inference mode: its tensors could not be written to by `copy_page` later.
-        arena = Arena(cache, num_pages, target)
-        widths = (config.hidden_size, config.intermediate_size, config.head_dim)
-        ops = load_row_ops(widths, target)
-        layers = bind_layers(decoder, cache, load_kernels(cache, target), ops)
-        parts = _Parts(decoder, arena, layers, ops)
-        runtime = cls(spec, cache, parts, loader.nbytes)
-        # Kernels are chosen and scratch memory is made on first use: not on the first request's time.
-        runtime.forward(_WARM_UP)
+        with ExitStack() as opened:
+            # First, so that its headroom is mapped beside the loading of weights. Outside of inference mode:
+            # its tensors could not be written to by `copy_page` later.
+            arena = Arena(cache, num_pages, target)
+            opened.callback(arena.close)
+            with torch.inference_mode():
+                decoder = loader.load(min(length, num_pages * block_size))
+            widths = (config.hidden_size, config.intermediate_size, config.head_dim)
+            ops = load_row_ops(widths, target)
+            layers = bind_layers(decoder, cache, load_kernels(cache, target), ops)
+            runtime = cls(spec, cache, _Parts(decoder, arena, layers, ops), loader.nbytes)
+            # Kernels are chosen and scratch memory is made on first use: not on the first request's time.
+            runtime.forward(_WARM_UP)
+            opened.pop_all()
         drop_mapped(files)
         return runtime
 

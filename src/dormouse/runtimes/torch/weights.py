@@ -41,7 +41,7 @@ class Checkpoint:
         for path in files:
             try:
                 file: Any = safe_open(path, framework="pt")
-            except SafetensorError as exc:
+            except (SafetensorError, OSError, ValueError) as exc:
                 raise UnsupportedModel(f"{path} is not a whole safetensors file: {exc}") from exc
             self._files.update(dict.fromkeys(file.keys(), file))
         self._stored_names = {_short_name(name): name for name in self._files}
