@@ -12,7 +12,6 @@ from typing import Any
 
 import gguf
 import pytest
-from dormouse.runtimes.decoder_config import DecoderConfig
 from hypothesis import given
 from tests.models.toy_gguf import (
     random_tensors,
@@ -28,6 +27,7 @@ from dormouse.models.chat import ChatModel
 from dormouse.models.folder import open_folder
 from dormouse.models.gguf_file import GgufFile
 from dormouse.models.gguf_import import import_gguf
+from dormouse.runtimes.decoder_config import DecoderConfig
 from dormouse.runtimes.torch.preflight import check_folder
 from dormouse.runtimes.torch.weights import Checkpoint
 
