@@ -22,8 +22,8 @@ from dormouse.bench.client import random_prompt
 from dormouse.bench.machine import describe
 from dormouse.bench.speed import spread
 from dormouse.domain.plan import Chunk, Plan
-from dormouse.models.sources import resolve
 from dormouse.models.runtimes import load_runtime
+from dormouse.models.sources import resolve
 from dormouse.settings import Settings
 
 CONTEXT = 256

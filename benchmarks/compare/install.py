@@ -198,10 +198,10 @@ def _mlx(environment: Environment) -> str:
 
 
 def _vllm_mlx(environment: Environment) -> str:
-    """vllm-mlx beside the same mlx and MKL, over the weights that the peer `mlx` has made."""
+    """vllm-mlx beside an mlx and MKL of its own, over the weights that the peer `mlx` has made."""
     if not MLX_MODEL.exists():
         raise InstallError("it serves the model of the peer `mlx`; install that one first")
-    requirements = (_VLLM_MLX, *_MLX)
+    requirements = (_VLLM_MLX, "mlx[cpu]", *_MKL)  # mlx-lm in the version that it asks for
     _refuse_cuda(environment, *requirements)
     environment.pip("install", *requirements)
     return ", ".join(requirements)

@@ -23,8 +23,8 @@ BOTH_WAYS = pytest.mark.parametrize(("first", "second"), [("torch", "mlx"), ("ml
 FLAGS = ("--arena-tokens", "4096")
 REPLY = 8
 TOLERANCE = 0.6
-"""Of a log probability among the five largest, in nats, between waking on the other's KV and a cold run. Most
-of it is torch rounding activations to 8 bits, as it does by default."""
+"""Of a log probability among the five largest, in nats, between waking on the other's KV and a cold run.
+Measured were 0.19 to 0.38, with torch's weights packed and in bf16 alike."""
 
 TEXT = " ".join(
     f"In year {year} the harvest of the valley was {year % 37} carts." for year in range(1700, 1724)

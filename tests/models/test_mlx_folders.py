@@ -165,20 +165,6 @@ def test_weights_beyond_the_memory_are_refused_before_they_are_read(
         load_runtime(settings, folder)
 
 
-@pytest.mark.parametrize(("package", "version"), [("mlx", "0.30.4"), ("mlx-lm", "0.31.9")])
-def test_an_mlx_that_is_too_old_is_named(
-    package: str,
-    version: str,
-    settings: Settings,
-    byte_level_folder: ModelFolder,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found = {"mlx": "0.32.4", "mlx-lm": "0.32.2", package: version}
-    monkeypatch.setattr("dormouse.runtimes.mlx.model.version", found.__getitem__)
-    with pytest.raises(ModelError, match=f"{package} {version} is too old"):
-        choose(settings).check(byte_level_folder)
-
-
 def test_an_mlx_that_does_not_load_is_said_so(
     settings: Settings, byte_level_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
