@@ -91,11 +91,19 @@ DIALECTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+TOLD_IN_THE_STREAM = 5
+"""A response that is streamed: its clients take a status of 429 for the end of their turn."""
+
+
 def test_a_full_server_refuses_in_every_dialect(server: Server, http: httpx.Client) -> None:
     """S23: a 429 (in Anthropic's dialect 529) with Retry-After in its envelope, streamed or not; never a
     stream that is empty."""
     answers, agents, health = asyncio.run(_probe_when_full(server.url, HELD + QUEUE))
+    told = answers.pop(TOLD_IN_THE_STREAM)
+    assert "event: response.failed" in told.text
+    assert "queue is full" in told.text
     expected = [status for status, _ in DIALECTS.values() for _ in range(2)]
+    del expected[TOLD_IN_THE_STREAM]
     assert [answer.status_code for answer in answers] == expected
     for answer in answers:
         assert 1 <= int(answer.headers["retry-after"]) <= 60
