@@ -147,6 +147,7 @@ class Soak:
             "outcomes": figures.outcomes(attempts),
             "errors": figures.errors(attempts),
             "crowds": self.moments.crowds,
+            "planned_crowds": sum(moment.what is What.CROWD for moment in self.mix.moments),
             "latency": figures.latencies(attempts, reply_tokens),
             "hits": figures.hits(samples, attempts),
             "memory": figures.memory(samples, seconds, warm_up_s),
