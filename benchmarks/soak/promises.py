@@ -10,6 +10,9 @@ from typing import Any
 from benchmarks.soak.mix import PromisesOf
 from benchmarks.soak.samples import Sample
 
+_SETTLED_S = 20.0
+"""After a restart all agents come back at once; so long a server may say that it is full."""
+
 KEPT, BROKEN, NOT_JUDGED = "kept", "broken", "not judged"
 
 
@@ -37,18 +40,24 @@ def verdicts(
     """
     others = statistics.median(sample.others_percent for sample in samples) if samples else 0.0
     busy = f"other processes took {others:.0f}% of the cores" if others > bounds.others_percent else ""
+    cut = soak["interrupted"] or soak["failure"]
     return [
         *_of_answers(soak),
-        *(_unless_busy(verdict, busy) for verdict in _of_pace(soak, bounds)),
+        *(
+            _unless(verdict, busy or ("the run was cut short" if cut else ""))
+            for verdict in _of_pace(soak, bounds)
+        ),
         *_of_bounds(soak, samples, most_disk, bounds),
         *_of_words(soak),
-        *_of_the_end(soak),
+        *(_unless(verdict, "the run was cut short" if cut else "") for verdict in _of_the_end(soak)),
     ]
 
 
-def _unless_busy(verdict: Verdict, busy: str) -> Verdict:
-    """A promise that is broken on a machine that others used is not judged."""
-    return replace(verdict, state=NOT_JUDGED, remark=busy) if busy and verdict.state == BROKEN else verdict
+def _unless(verdict: Verdict, reason: str) -> Verdict:
+    """What is not kept for a `reason` that is not the server's is not judged."""
+    return (
+        replace(verdict, state=NOT_JUDGED, remark=reason) if reason and verdict.state == BROKEN else verdict
+    )
 
 
 def _of_answers(soak: dict[str, Any]) -> Iterator[Verdict]:
@@ -101,8 +110,11 @@ def _of_bounds(
     most = max([most_disk, *(max(s.disk_walked, s.disk_ledger) for s in samples)])
     figure = f"{most / 1e6:.0f} MB at most, in {len(samples)} samples"
     yield _verdict("the disk quota holds", f"{quota / 1e6:.0f} MB", figure, 0 < most <= quota)
-    ill = [f"{s.at:.0f} s: {s.status} {s.reasons}" for s in samples if s.is_calm and s.status != "ok"]
-    yield _verdict("health is ok but for crowds", "0 samples", f"{len(ill)}", not ill, "; ".join(ill[:3]))
+    settled = [s for s in samples if s.is_calm and s.age >= _SETTLED_S]
+    ill = [f"{s.at:.0f} s: {s.status} {s.reasons}" for s in settled if s.status != "ok"]
+    yield _verdict(
+        "health is ok but for crowds and restarts", "0 samples", f"{len(ill)}", not ill, "; ".join(ill[:3])
+    )
 
 
 def _of_words(soak: dict[str, Any]) -> Iterator[Verdict]:
