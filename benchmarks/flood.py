@@ -2,7 +2,7 @@
 
 Each client is an agent with a question of its own. One that is refused comes back after as long as it was
 told to, as the SDKs do. Times are in seconds from a client's first attempt. At the end some of them ask once
-more, alone: `exact` says that their replies were the same in the flood.
+more, alone: `exact` says that their replies were the same in the flood. `visit_all` is the flood for tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,57 @@ WORDS_PER_TOKEN = 0.75
 TOO_MANY = 429
 
 
+@dataclass(frozen=True)
+class Client:
+    """An agent, what was said so far with its question at the end, and the most tokens of the reply."""
+
+    agent: str
+    messages: tuple[dict[str, str], ...]
+    max_tokens: int
+
+    @classmethod
+    def asking(cls, agent: str, text: str, max_tokens: int) -> Client:
+        """One who has said nothing before."""
+        return cls(agent, ({"role": "user", "content": text},), max_tokens)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Its chat completion: greedy, streamed, of whatever model is served."""
+        return {
+            "model": "default",
+            "messages": list(self.messages),
+            "temperature": 0,
+            "max_tokens": self.max_tokens,
+            "stream": True,
+        }
+
+
 @dataclass
 class Visit:
-    """One client's way through the flood; times in seconds from its first attempt, None if it gave up."""
+    """One client's way through the flood. Moments are of the monotonic clock, None if it gave up; `told_s`
+    are the waits that it was asked for, one for each refusal, in seconds."""
 
-    refused: int = 0
-    first_token_s: float | None = None
-    total_s: float | None = None
+    begun_at: float
+    told_s: list[int] = field(default_factory=list)
+    first_token_at: float | None = None
+    ended_at: float | None = None
     text: str = ""
     is_whole: bool = False
+
+    @property
+    def refused(self) -> int:
+        """How often."""
+        return len(self.told_s)
+
+    @property
+    def first_token_s(self) -> float | None:
+        """From the first attempt."""
+        return None if self.first_token_at is None else self.first_token_at - self.begun_at
+
+    @property
+    def total_s(self) -> float | None:
+        """From the first attempt."""
+        return None if self.ended_at is None else self.ended_at - self.begun_at
 
 
 def question(index: int, context: int) -> str:
@@ -48,67 +91,62 @@ def question(index: int, context: int) -> str:
     return f"I am client {index}. {' '.join(words)}. Who am I?"
 
 
-async def visit(http: httpx.AsyncClient, index: int, context: int, reply: int) -> Visit:
-    """Ask until answered, or until patience ends."""
-    body = {
-        "model": "smollm2",
-        "messages": [{"role": "user", "content": question(index, context)}],
-        "temperature": 0,
-        "max_tokens": reply,
-        "stream": True,
-    }
-    seen = Visit()
-    begin = time.monotonic()
-    while time.monotonic() < begin + PATIENCE_S:
-        headers = {"x-agent-id": f"agent-{index}"}
-        async with http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+async def visit(http: httpx.AsyncClient, client: Client) -> Visit:
+    """Ask until answered, or until patience ends. Raises for every answer but a reply and a 429."""
+    seen = Visit(time.monotonic())
+    headers = {"x-agent-id": client.agent}
+    while time.monotonic() < seen.begun_at + PATIENCE_S:
+        async with http.stream("POST", "/v1/chat/completions", json=client.body, headers=headers) as answer:
             if answer.status_code != TOO_MANY:
                 answer.raise_for_status()
-                await _read(answer, seen, begin)
+                await _read(answer, seen)
                 return seen
-        seen.refused += 1
-        await asyncio.sleep(float(answer.headers["retry-after"]))
+        seen.told_s.append(int(answer.headers["retry-after"]))
+        await asyncio.sleep(seen.told_s[-1])
     return seen
 
 
-async def _read(answer: httpx.Response, seen: Visit, begin: float) -> None:
+async def _read(answer: httpx.Response, seen: Visit) -> None:
     async for line in answer.aiter_lines():
         if line == "data: [DONE]":
-            seen.total_s = time.monotonic() - begin
+            seen.ended_at = time.monotonic()
         elif line.startswith("data: "):
-            for choice in json.loads(line.removeprefix("data: "))["choices"]:
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise RuntimeError(event["error"]["message"])
+            for choice in event["choices"]:
                 seen.text += choice["delta"].get("content", "")
                 seen.is_whole |= choice["finish_reason"] is not None
-                if seen.text and seen.first_token_s is None:
-                    seen.first_token_s = time.monotonic() - begin
+                if seen.text and seen.first_token_at is None:
+                    seen.first_token_at = time.monotonic()
 
 
-async def visit_all(url: str, clients: range, context: int, reply: int, at_once: int) -> list[Visit]:
+async def visit_all(url: str, clients: Sequence[Client], at_once: int) -> list[Visit]:
     """All of these, so many at a time, each on a connection of its own."""
     limits = httpx.Limits(max_connections=at_once)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=limits) as http:
-        return await asyncio.gather(*(visit(http, index, context, reply) for index in clients))
+        return await asyncio.gather(*(visit(http, client) for client in clients))
 
 
 def measure(num_clients: int, context: int, reply: int, max_queue: int) -> dict[str, Any]:
     """One row."""
     blocks = -(-(2 * context + reply) // BLOCK)
     flags = ("--arena-tokens", str((ARENA_HOLDS * blocks + 1) * BLOCK), "--max-queue", str(max_queue))
+    clients = [Client.asking(f"agent-{i}", question(i, context), reply) for i in range(num_clients)]
     with (
         tempfile.TemporaryDirectory(prefix="dormouse-flood-") as folder,
         serve(Path(folder), *flags) as server,
     ):
-        asyncio.run(visit_all(server.url, range(1), context, reply, 1))  # what is made on first use
+        asyncio.run(visit_all(server.url, clients[:1], 1))  # what is made on first use
         process = psutil.Process(server.pid)
         before = process.num_threads(), process.num_fds()
         begin = time.monotonic()
-        visits = asyncio.run(visit_all(server.url, range(num_clients), context, reply, num_clients))
+        visits = asyncio.run(visit_all(server.url, clients, num_clients))
         seconds = time.monotonic() - begin
-        checked = range(min(NUM_CHECKED, num_clients))
-        alone = asyncio.run(visit_all(server.url, checked, context, reply, 1))
+        alone = asyncio.run(visit_all(server.url, clients[:NUM_CHECKED], 1))
         after = process.num_threads(), process.num_fds()
         health = httpx.get(f"{server.url}/health").json()["engine"]
-    answered = [seen for seen in visits if seen.total_s is not None]
+    answered = [seen for seen in visits if seen.ended_at is not None]
     return {
         "clients": num_clients,
         "answered": len(answered),

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import httpx
 
+DORMOUSE = ("-m", "dormouse", "serve")
+"""What Python runs, before the flags."""
+
 START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 60.0
 _READY = re.compile(r"ready\s+(http://\S+) after ([\d.]+) s")
@@ -44,17 +47,20 @@ class Server:
         return self.process.wait(END_TIMEOUT_S)
 
     def client(self) -> httpx.Client:
-        """A client of this server; the caller closes it."""
-        return httpx.Client(base_url=self.url, timeout=600)
+        """A client of this server, for any number of threads; the caller closes it."""
+        return httpx.Client(base_url=self.url, timeout=600, limits=httpx.Limits(max_connections=None))
 
 
 @contextmanager
-def serve(data_dir: Path, *flags: str, log: Path | None = None) -> Iterator[Server]:
-    """A server on a free port, ended at the end however it goes. `log` gets what it prints.
+def serve(
+    data_dir: Path, *flags: str, log: Path | None = None, program: tuple[str, ...] = DORMOUSE
+) -> Iterator[Server]:
+    """A server on a free port, ended at the end however it goes. `log` gets what it prints; `program` may be
+    another one that takes these flags and says so when it is ready.
 
     Raises RuntimeError with its last lines when it does not start.
     """
-    command = [sys.executable, "-m", "dormouse", "serve", "--port", "0", "--data-dir", str(data_dir), *flags]
+    command = [sys.executable, *program, "--port", "0", "--data-dir", str(data_dir), *flags]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         lines: list[str] = []

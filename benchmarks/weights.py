@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dormouse.bench.client import random_prompt
 from dormouse.domain.plan import Chunk, Plan
+from dormouse.models.runtimes import load_runtime
 from dormouse.models.sources import resolve
-from dormouse.models.stack import load_runtime
 from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
 

@@ -118,7 +118,8 @@ struct LinearArgs {
     int64_t x_stride;
     const float* bias;  // [outputs] or null
     void* out;
-    Dtype dtype;
+    Dtype dtype;      // of x
+    Dtype out_dtype;  // that of x, or fp32
     float* scales;   // [rows, inputs / kGroup]
     uint32_t* sums;  // [rows, inputs / kGroup]: whole numbers for 8 bits, floats for 4
     int8_t* q;       // [rows, inputs]

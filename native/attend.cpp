@@ -1,9 +1,9 @@
 // Cuts a call into tasks and gives them to threads. How it cuts changes no bit of the result.
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "args.hpp"
+#include "pool.hpp"
 
 namespace dormouse {
 
@@ -98,16 +98,8 @@ void attend(const AttendArgs& args, int num_threads) {
     place_partials(args, isa, tasks);
     const size_t nbytes = isa.attend_scratch(*args.layer, most_rows);
     const int num_tasks = int(tasks.whole.size());
-    std::atomic<bool> out_of_memory{false};
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (num_threads > 1)
-    for (int i = 0; i < num_tasks; ++i) {
-        try {
-            isa.attend(args, tasks.whole[size_t(i)], scratch(0, nbytes));
-        } catch (const std::bad_alloc&) {
-            out_of_memory = true;  // an exception must not leave a parallel region
-        }
-    }
-    if (out_of_memory) throw std::bad_alloc();
+    parallel_for(num_tasks, num_threads,
+                 [&](int64_t i) { isa.attend(args, tasks.whole[size_t(i)], scratch(0, nbytes)); });
     for (const auto& [begin, end] : tasks.merges) {
         isa.merge(args, &tasks.whole[size_t(begin)], end - begin, scratch(0, nbytes));
     }

@@ -27,7 +27,8 @@ void bind_linear(Tensor x, Packed weight, int bits, nb::object bias, Tensor out,
     require_weight(weight, outputs, inputs, bits);
     require_shape(out, {rows, outputs}, "out");
     const Dtype dtype = dtype_of(x, "x");
-    require_dtype(out, dtype, "out");
+    const Dtype out_dtype = dtype_of(out, "out");
+    if (out_dtype != Dtype::F32) require_dtype(out, dtype, "out");
     require_contiguous(out, "out");
     const float* added = nullptr;
     if (!bias.is_none()) {
@@ -39,7 +40,7 @@ void bind_linear(Tensor x, Packed weight, int bits, nb::object bias, Tensor out,
     }
     if (rows == 0) return;
     const LinearArgs args{weight.data(), bits,  int(inputs), int(outputs), x.data(), row_stride(x, "x"),
-                          added,         out.data(), dtype, nullptr,  nullptr,  nullptr};
+                          added,         out.data(), dtype, out_dtype, nullptr, nullptr, nullptr};
     nb::gil_scoped_release release;
     linear(args, rows, num_threads < 1 ? 1 : num_threads);
 }

@@ -18,7 +18,8 @@ T* at(T* values, Dtype dtype, int64_t i) {
 }
 
 void run(const DecoderLayer& layer, const Product& p, const void* x, int64_t rows, void* out, int num_threads) {
-    linear({p.weight, p.bits, p.inputs, p.outputs, x, p.inputs, p.bias, out, layer.dtype, nullptr, nullptr, nullptr},
+    linear({p.weight, p.bits, p.inputs, p.outputs, x, p.inputs, p.bias, out, layer.dtype, layer.dtype, nullptr,
+            nullptr, nullptr},
            rows, num_threads);
 }
 

@@ -1,9 +1,9 @@
 // Weights into their packed form, and the cutting of a product into tasks.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <new>
+#include <numeric>
+#include <vector>
 
 #include "rows.hpp"
 
@@ -12,6 +12,7 @@ namespace dormouse {
 namespace {
 
 constexpr int64_t kRowsPerTask = 192;      // their activations stay in the second-level cache
+constexpr int64_t kRunsPerThread = 4;      // a thread that is held up holds up this part of a product at most
 
 uint32_t bits_of(float x) {
     uint32_t bits;
@@ -101,9 +102,10 @@ int64_t packed_nbytes(int64_t outputs, int64_t inputs, int bits) {
 double pack_weight(const float* weight, int64_t outputs, int64_t inputs, int bits, uint8_t* packed, int num_threads) {
     const int64_t groups = inputs / kGroup, panels = (outputs + kPanel - 1) / kPanel;
     const int64_t nbytes = bits == 8 ? kBlock8 : kBlock4;
-    double error = 0, total = 0;
-#pragma omp parallel for num_threads(num_threads) schedule(static) reduction(+ : error, total)
-    for (int64_t panel = 0; panel < panels; ++panel) {
+    std::vector<double> errors(size_t(panels), 0.0), totals(size_t(panels), 0.0);
+    parallel_for(panels, num_threads, [&](int64_t panel) {
+        double& error = errors[size_t(panel)];
+        double& total = totals[size_t(panel)];
         for (int64_t g = 0; g < groups; ++g) {
             uint8_t* block = packed + (panel * groups + g) * nbytes;
             std::memset(block, 0, size_t(nbytes));  // outputs beyond the last: scale 0
@@ -115,7 +117,9 @@ double pack_weight(const float* weight, int64_t outputs, int64_t inputs, int bit
                 for (int i = 0; i < kGroup; ++i) total += double(w[i]) * w[i];
             }
         }
-    }
+    });
+    const double error = std::accumulate(errors.begin(), errors.end(), 0.0);
+    const double total = std::accumulate(totals.begin(), totals.end(), 0.0);
     return total > 0 ? std::sqrt(error / total) : 0.0;
 }
 
@@ -130,24 +134,18 @@ void linear(LinearArgs args, int64_t rows, int num_threads) {
               [&](int64_t begin, int64_t end) { isa.quantize(args, begin, end); });
     const int64_t chunks = (rows + kRowsPerTask - 1) / kRowsPerTask;
     const size_t nbytes = isa.linear_scratch(args);
-    std::atomic<bool> out_of_memory{false};
-    // Few rows wait for memory: each thread reads one run of panels. Many rows compute: whoever is free goes on.
-    const int64_t step = rows <= 16 ? std::max<int64_t>(1, (num_panels + num_threads - 1) / num_threads) : 1;
+    // Few rows wait for memory: each thread reads long runs of panels. Many rows compute: whoever is free goes on.
+    const int64_t runs = rows <= 16 ? int64_t(num_threads) * kRunsPerThread : num_panels;
+    const int64_t step = std::max<int64_t>(1, (num_panels + runs - 1) / runs);
     const int64_t tasks = (num_panels + step - 1) / step;
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (num_threads > 1)
-    for (int64_t i = 0; i < chunks * tasks; ++i) {
-        try {
-            void* unpacked = nbytes ? scratch(0, nbytes) : nullptr;
-            const int64_t chunk = i / tasks, first = i % tasks * step;
-            const int64_t begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
-            for (int64_t panel = first; panel < std::min(num_panels, first + step); ++panel) {
-                isa.product(args, int(panel), begin, end, unpacked);
-            }
-        } catch (const std::bad_alloc&) {
-            out_of_memory = true;  // an exception must not leave a parallel region
+    parallel_for(chunks * tasks, num_threads, [&](int64_t i) {
+        void* unpacked = nbytes ? scratch(0, nbytes) : nullptr;
+        const int64_t chunk = i / tasks, first = i % tasks * step;
+        const int64_t begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
+        for (int64_t panel = first; panel < std::min(num_panels, first + step); ++panel) {
+            isa.product(args, int(panel), begin, end, unpacked);
         }
-    }
-    if (out_of_memory) throw std::bad_alloc();
+    });
 }
 
 }  // namespace dormouse

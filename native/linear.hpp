@@ -114,7 +114,7 @@ inline void product_rows(const LinearArgs& args, const uint8_t* panel, int64_t r
         if (output + kPanel <= args.outputs) {
             for (int c = 0; c < kPanelCols; ++c) {
                 const F bias = args.bias ? load(args.bias + output + c * kLanes) : zero();
-                store_as(args.out, args.dtype, to + c * kLanes, add(sum[r][c], bias));
+                store_as(args.out, args.out_dtype, to + c * kLanes, add(sum[r][c], bias));
             }
             continue;
         }
@@ -122,7 +122,7 @@ inline void product_rows(const LinearArgs& args, const uint8_t* panel, int64_t r
         for (int c = 0; c < kPanelCols; ++c) store(last + c * kLanes, sum[r][c]);
         for (int i = 0; output + i < args.outputs; ++i) {
             const float x = last[i] + (args.bias ? args.bias[output + i] : 0.0f);
-            if (args.dtype == Dtype::F32) {
+            if (args.out_dtype == Dtype::F32) {
                 static_cast<float*>(args.out)[to + i] = x;
             } else {
                 static_cast<uint16_t*>(args.out)[to + i] = to_bf16(x);

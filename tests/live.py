@@ -4,6 +4,7 @@ shaped like Claude Code's, and a look into the data folder. docs/testing.md says
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,14 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-from benchmarks.server import Server, serve
+from benchmarks.server import DORMOUSE, Server, serve
 from safetensors import safe_open
 
+from dormouse.models.runtimes import RuntimeName
+
 T = TypeVar("T")
+
+RUNTIMES: tuple[RuntimeName, ...] = ("torch", "mlx")
 
 WAIT_S = 60.0
 COMPLAINTS = ("Warning", "Traceback", "ERROR", "never retrieved", "was destroyed")
@@ -26,22 +31,46 @@ COMPLAINTS = ("Warning", "Traceback", "ERROR", "never retrieved", "was destroyed
 
 
 @contextmanager
-def strict_server(data_dir: Path, *flags: str, complaints: tuple[str, ...] = COMPLAINTS) -> Iterator[Server]:
-    """A server in Python's development mode, with warnings as errors.
+def strict_server(
+    data_dir: Path,
+    *flags: str,
+    complaints: tuple[str, ...] = COMPLAINTS,
+    runtime: RuntimeName = "torch",
+    program: tuple[str, ...] = DORMOUSE,
+    dev_mode: bool = True,
+) -> Iterator[Server]:
+    """A server in Python's development mode, unless that would spoil figures, with warnings as errors; one on
+    mlx has no torch to import.
 
     It ends by SIGTERM with 0, and none of `complaints` is in what it printed. A test may stop it itself.
     """
     log = data_dir.parent / f"{data_dir.name}.log"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONDEVMODE", "1")
+        if dev_mode:
+            patch.setenv("PYTHONDEVMODE", "1")
         patch.setenv("PYTHONWARNINGS", "error")
-        with serve(data_dir, *flags, log=log) as server:
+        if runtime == "mlx":
+            hide_module("torch", data_dir.parent, patch)
+            flags = ("--runtime", "mlx", *flags)
+        with serve(data_dir, *flags, log=log, program=program) as server:
             yield server
             if server.process.poll() is None:
                 server.stop()
             assert server.process.returncode == 0
     text = log.read_text()
     assert not [complaint for complaint in complaints if complaint in text], text
+
+
+def hide_module(name: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Processes that are started from now on find no module `name`, as where it is not installed.
+
+    `folder` gets a file for it; call it with one folder for all names.
+    """
+    with (folder / "sitecustomize.py").open("a") as file:
+        file.write(f"import sys\nsys.modules[{name!r}] = None\n")
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(folder) not in paths:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *paths]))
 
 
 def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:

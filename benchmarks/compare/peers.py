@@ -28,6 +28,8 @@ BF16_TOKEN_NBYTES = 23040
 _Q8_0, _Q4_0 = 34 / 32, 18 / 32
 """Bytes per value in llama.cpp's formats: blocks of 32 values with a 16-bit scale."""
 _EOS = "2"
+_ON_MLX = {"dormouse-mlx": "--runtime mlx"}
+_DORMOUSE_WEIGHTS = {"torch": "safetensors, packed by default", "mlx": "safetensors, computed with in fp32"}
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,20 @@ class Peer:
 
 
 def peers(model: Path, dormouse_flags: dict[str, str]) -> list[Peer]:
-    """All of them; Dormouse once for each of `dormouse_flags`: names, and flags of `dormouse serve`."""
-    variants = [_dormouse(name, shlex.split(flags)) for name, flags in dormouse_flags.items()]
-    return [*variants, _vllm(model), *_llamacpp(), _mlx()]
+    """All of them; Dormouse once for each of `dormouse_flags` (names, and flags of `dormouse serve`), and
+    once on mlx."""
+    on_mlx = {name: flags for name, flags in _ON_MLX.items() if name not in dormouse_flags}
+    variants = [_dormouse(name, shlex.split(flags)) for name, flags in (dormouse_flags | on_mlx).items()]
+    return [*variants, _vllm(model), *_llamacpp(), *_mlx()]
 
 
 def _dormouse(name: str, flags: list[str]) -> Peer:
     parser = argparse.ArgumentParser(add_help=False)
     default = Settings.model_fields["kv_format"].default
     parser.add_argument("--kv-format", type=KVFormat, default=default)
-    kv_format: KVFormat = parser.parse_known_args(flags)[0].kv_format
+    parser.add_argument("--runtime", choices=("torch", "mlx"), default="torch")
+    parsed = parser.parse_known_args(flags)[0]
+    kv_format: KVFormat = parsed.kv_format
     cache = CacheSpec.for_heads(
         kv_format,
         Settings.model_fields["block_size"].default,
@@ -119,8 +125,8 @@ def _dormouse(name: str, flags: list[str]) -> Peer:
 
     return Peer(
         name=name,
-        version=f"Dormouse {dormouse.__version__} on torch {importlib.metadata.version('torch')}",
-        weights="safetensors, packed by default" + (f"; flags {shlex.join(flags)}" if flags else ""),
+        version=_dormouse_version(parsed.runtime),
+        weights=_DORMOUSE_WEIGHTS[parsed.runtime] + (f"; flags {shlex.join(flags)}" if flags else ""),
         kv=str(kv_format),
         kv_token_nbytes=cache.token_nbytes,
         store=name,
@@ -128,6 +134,14 @@ def _dormouse(name: str, flags: list[str]) -> Peer:
         model="smollm2",
         launch=launch,
     )
+
+
+def _dormouse_version(runtime: str) -> str | None:
+    """None where the library that computes is not installed."""
+    try:
+        return f"Dormouse {dormouse.__version__} on {runtime} {importlib.metadata.version(runtime)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _vllm(model: Path) -> Peer:
@@ -201,27 +215,48 @@ def _llamacpp_with(name: str, k_type: str, v_type: str, token_nbytes: float, onl
     )
 
 
-def _mlx() -> Peer:
-    def launch(port: int, folder: Path, budget: KVBudget) -> Launch:
-        del folder
-        command = [_python("mlx"), str(Path(__file__).parent / "mlx_launcher.py"), "--model", str(MLX_MODEL)]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
-        command += ["--prompt-cache-bytes", str(budget.nbytes), "--prompt-cache-size", "64"]
-        threads = str(THREADS)
-        return Launch(
-            command, {"MKL_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
-        )
+def _mlx() -> list[Peer]:
+    """mlx-lm's own server, and vllm-mlx, both over the weights of Dormouse on mlx in fp32.
 
+    vllm-mlx is made for Apple silicon: where it does not install or start, its rows say so.
+    """
+
+    def mlx_lm(port: int, folder: Path, budget: KVBudget) -> Launch:
+        del folder
+        flags = ["--model", str(MLX_MODEL), "--host", "127.0.0.1", "--port", str(port)]
+        flags += ["--prompt-cache-bytes", str(budget.nbytes), "--prompt-cache-size", "64"]
+        return _mlx_launch("mlx", "mlx_lm.server", flags)
+
+    def vllm_mlx(port: int, folder: Path, budget: KVBudget) -> Launch:
+        del folder
+        flags = ["serve", str(MLX_MODEL), "--served-model-name", "smollm2"]
+        flags += ["--host", "127.0.0.1", "--port", str(port), "--continuous-batching"]
+        flags += ["--cache-memory-mb", str(budget.nbytes // 2**20)]
+        return _mlx_launch("vllm-mlx", "vllm_mlx.cli", flags)
+
+    return [
+        _mlx_peer("mlx", "default_model", mlx_lm),
+        _mlx_peer("vllm-mlx", "smollm2", vllm_mlx),
+    ]
+
+
+def _mlx_peer(name: str, model: str, launch: Callable[[int, Path, KVBudget], Launch]) -> Peer:
     return Peer(
-        name="mlx",
-        version=installed_version("mlx"),
+        name=name,
+        version=installed_version(name),
         weights="safetensors, fp32",
         kv="fp32",
         kv_token_nbytes=2 * BF16_TOKEN_NBYTES,
-        model="default_model",
+        model=model,
         launch=launch,
-        fields={"logit_bias": {_EOS: -100}},  # it knows no ignore_eos
+        fields={"logit_bias": {_EOS: -100}},  # they know no ignore_eos
     )
+
+
+def _mlx_launch(peer: str, module: str, flags: list[str]) -> Launch:
+    command = [_python(peer), str(Path(__file__).parent / "mlx_launcher.py"), module, *flags]
+    threads = str(THREADS)
+    return Launch(command, {"MKL_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"})
 
 
 def _python(name: str) -> str:

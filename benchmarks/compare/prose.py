@@ -34,7 +34,8 @@ METHOD = _paragraph("""
     medians, with the least and the largest sample. The weights are the same, SmolLM2-135M-Instruct, each
     in the form that a user of the server has: a GGUF file of 4-bit weights for llama.cpp, and a folder in
     Hugging Face's layout made of that file for Dormouse (which by default finds the four bits again), for
-    vLLM (bf16) and for mlx (fp32, the only precision in which it uses a fast BLAS on a processor).
+    vLLM (bf16) and for all that computes with mlx (fp32, the only precision in which it uses a fast BLAS on a
+    processor).
     llama.cpp runs with its flash attention, which was the faster one here; with quantized KV it is measured
     in `decode` only. Dormouse speculates by prompt lookup, as it does by default.
 """)

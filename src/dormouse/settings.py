@@ -16,6 +16,7 @@ from dormouse.domain.cache_spec import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, KVFormat
 ENV_PREFIX = "DORMOUSE_"
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
 class Settings(BaseSettings):
@@ -87,15 +88,23 @@ class Settings(BaseSettings):
         description="How many times the trained context the scaling reaches. By default as far as "
         "`--context-length` asks; give it to keep the stored KV when that changes.",
     )
+    runtime: Literal["auto", "torch", "mlx"] = Field(
+        "auto",
+        description="What computes: auto is mlx on Apple silicon, torch elsewhere. On Linux mlx needs the "
+        "extra `mlx`. Agents of one are agents of the other.",
+    )
     threads: int | None = Field(None, ge=1, description="Compute threads. By default one per core.")
-    device: Literal["cpu", "cuda", "mps"] = Field("cpu", description="Where the model computes.")
+    device: Literal["cpu", "cuda", "mps"] = Field(
+        "cpu", description="Where torch computes; mlx takes Metal, or the CPU where there is none."
+    )
     dtype: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="Compute precision; auto is bf16 where the processor has it."
     )
     weights: Literal["auto", "bf16", "int8", "int4"] = Field(
         "auto",
         description="How weights are held; auto is 4 bits for weights that were 4 bits in their file's "
-        "origin, else 8 bits, or bf16 where there are no native kernels.",
+        "origin, else 8 bits, or bf16 where there are no native kernels. mlx takes them as they are in the "
+        "folder.",
     )
     max_running: int = Field(64, ge=1, description="Sequences in a step.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait; more are answered with 429.")
@@ -122,6 +131,11 @@ class Settings(BaseSettings):
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Web origins whose pages may call the server, with commas between them; * is any."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names by which a server without API keys may be called, beside `localhost`, its "
+        "addresses, its `--host` and the machine's own name, with commas between them; * is any.",
     )
     requests_per_minute: int | None = Field(
         None, ge=1, description="Bound on each API key's requests; more are answered with 429."
@@ -158,9 +172,9 @@ class Settings(BaseSettings):
         """`max_body_mb` in bytes."""
         return int(self.max_body_mb * 1e6)
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
-    def _split_origins(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
         return value
@@ -172,6 +186,16 @@ class Settings(BaseSettings):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(
                     f"'{origin}' is no origin; write it like http://localhost:3000, or * for any"
+                )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "*" and not _HOST.fullmatch(name):
+                raise ValueError(
+                    f"'{name}' is no name; write it like gpubox.lan, without a port, or * for any"
                 )
         return value
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from tests.api.conftest import Service
 from tests.engine.harness import WAIT_S, GatedRuntime
@@ -252,6 +253,20 @@ def test_an_agent_leaves_as_a_file_and_comes_back(service: Service, tmp_path: Pa
     assert code(service.http.get(f"{AGENTS}/nobody/export")) == (404, "agent_not_found")
     names = {path.name for path in (tmp_path / "data").iterdir() if path.is_file()}
     assert names <= {"store.lock", "catalog.sqlite", "catalog.sqlite-wal"}, "uploads leave nothing behind"
+
+
+def test_an_export_that_cannot_be_finished_is_cut_and_said_once(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    say(service, "a", "hello " * 20)
+    for file in (service.store_folder / "blocks").rglob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending complete"):
+        service.http.get(f"{AGENTS}/a/export")
+    assert service.http.get("/health").status_code == 200
+    said = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert [record.exc_info for record in said] == [None]
+    assert "export of 'a' was cut" in said[0].message
 
 
 def test_uploads_have_a_bound_of_their_own(service: Service) -> None:

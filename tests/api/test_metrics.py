@@ -224,6 +224,14 @@ def test_blocks_that_do_not_reach_the_disk_are_counted(
     }
 
 
+def test_the_runtime_is_named(service: Service) -> None:
+    assert scrape(service)["dormouse_runtime_info", ("fake",)] == 1
+    assert service.http.get("/health").json()["runtime"] == "fake"
+    (model,) = service.http.get("/v1/models").json()["data"]
+    assert model["runtime"] == "fake"
+    assert service.http.get("/v1/models/fake").json()["runtime"] == "fake"
+
+
 def test_every_metric_is_shown_once_and_named_in_a_test(service: Service) -> None:
     names = [metric.name for metric in METRICS]
     assert len(names) == len(set(names))

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 
 import pytest
 from starlette.types import Message
 
 from dormouse.api import sse
+
+
+def test_an_event_is_one_line_to_every_client() -> None:
+    every = "".join(map(chr, range(0x3000)))
+    frame = sse.data({"text": every})
+    assert len(frame.splitlines()) == 2
+    assert json.loads(frame.removeprefix("data: "))["text"] == every
+    assert "é" in sse.data({"text": "é"}), "no more is escaped than must be"
 
 
 class Source:

@@ -204,13 +204,21 @@ def test_a_store_in_use_says_who(service: Service, tmp_path: Path) -> None:
 
 def test_doctor_reports_what_it_found(tmp_path: Path) -> None:
     found = json.loads(run("doctor", "--json", "--data-dir", str(tmp_path / "not" / "yet")))
-    assert {"cores", "isa", "torch", "compiler", "kernels", "disk_free"} <= found.keys()
+    assert {"cores", "isa", "runtime", "torch", "mlx", "compiler", "kernels", "disk_free"} <= found.keys()
+    assert "CPU" in found["mlx"] or "Metal" in found["mlx"]
     assert not (tmp_path / "not").exists(), "looking changes nothing"
 
 
 def test_doctor_says_what_no_native_kernels_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DORMOUSE_NO_NATIVE", "1")
     assert "several times slower" in " ".join(run("doctor").split())
+
+
+def test_doctor_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dormouse.cli.doctor.is_installed", lambda _: False)
+    found = json.loads(run("doctor", "--json", "--runtime", "mlx"))
+    assert (found["runtime"], found["torch"], found["mlx"]) == ("mlx", "not installed", "not installed")
+    assert "pip install 'dormouse[mlx]'" in " ".join(run("doctor", "--runtime", "mlx").split())
 
 
 def test_models_of_an_empty_folder(tmp_path: Path) -> None:

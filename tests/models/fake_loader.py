@@ -48,6 +48,8 @@ class FakeLoader:
         *,
         free: int = 10 * NEEDED_NBYTES,
         make: Callable[[str], FakeRuntime] = lambda name: NamedRuntime(name, 64),
+        options: EngineOptions | None = None,
+        deadline_s: float = 30.0,
     ) -> None:
         self.free = free
         self.failing: set[str] = set()
@@ -58,6 +60,8 @@ class FakeLoader:
         self.loading = threading.Semaphore(0)
         self._store = store
         self._make = make
+        self._options = options or EngineOptions()
+        self._deadline_s = deadline_s
         self._chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
 
     def knows(self, name: str) -> bool:
@@ -91,8 +95,8 @@ class FakeLoader:
             raise MemoryError(f"no room for {name}")
         runtime = self._make(name)
         chat = candidate.chat
-        engine = Engine(runtime, self._store, chat.decode_stream, chat.eos_token_ids, EngineOptions())
-        return ServedModel(name, 1_700_000_000, chat, engine, 30.0, candidate.folder)
+        engine = Engine(runtime, self._store, chat.decode_stream, chat.eos_token_ids, self._options)
+        return ServedModel(name, 1_700_000_000, chat, engine, self._deadline_s, candidate.folder)
 
     def unload(self, served: ServedModel) -> None:
         assert self._store.flush()

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
-from dormouse.models.stack import default_arena
+from dormouse.models.runtimes import default_arena
 
 CACHE = CacheSpec.for_heads(KVFormat.BF16, 128, num_layers=1, num_kv_heads=1, k_head_dim=64, v_head_dim=64)
 
@@ -35,4 +35,4 @@ def free_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 )
 def test_the_default_arena(free_tokens: int, context: int, expected: int) -> None:
     assert free_tokens
-    assert default_arena(CACHE, context, weights_nbytes=0) == expected
+    assert default_arena(CACHE.block_size, CACHE.token_nbytes, context, weights_nbytes=0) == expected

@@ -150,6 +150,16 @@ def test_strided_rows(bits: int) -> None:
     )
 
 
+@pytest.mark.parametrize("outputs", [64, 70])
+def test_logits_are_the_product_before_it_is_rounded(outputs: int) -> None:
+    packed, _ = pack(normal(outputs, 64), 8)
+    x = normal(3, 64, seed=1, dtype=torch.bfloat16)
+    wide = torch.full((3, outputs), torch.nan)
+    _native.linear(to_dlpack(x), to_dlpack(packed), 8, None, to_dlpack(wide), 2)
+    assert torch.equal(wide.bfloat16(), product(x, packed, 8, outputs))
+    assert not torch.equal(wide.bfloat16().float(), wide)
+
+
 def test_four_bits_come_back_exactly() -> None:
     """Weights that were four bits before: what `auto` looks for."""
     q = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (64, 64))).float()

@@ -18,7 +18,9 @@ from benchmarks.server import Server
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
-from tests.live import block_files, block_metadata, strict_server
+from tests.live import RUNTIMES, block_files, block_metadata, strict_server
+
+from dormouse.models.runtimes import RuntimeName
 
 pytestmark = [pytest.mark.usefixtures("smollm2"), pytest.mark.timeout(300)]
 
@@ -28,18 +30,23 @@ QUICK = {"model": "smollm2", "temperature": 0}
 
 @dataclass
 class Live:
-    """The running server, a client of it, and its data folder."""
+    """The running server, a client of it, its data folder and its runtime."""
 
     server: Server
     http: httpx.Client
     data: Path
+    runtime: RuntimeName
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+@pytest.fixture(scope="module", params=RUNTIMES)
+def live(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Live]:
+    """One server on each runtime; the one on mlx has no torch to import."""
     data = tmp_path_factory.mktemp("smoke") / "data"
-    with strict_server(data, "--arena-tokens", "4096") as server, server.client() as http:
-        yield Live(server, http, data)
+    with (
+        strict_server(data, "--arena-tokens", "4096", runtime=request.param) as server,
+        server.client() as http,
+    ):
+        yield Live(server, http, data, request.param)
 
 
 def test_the_server_starts(live: Live) -> None:
@@ -59,6 +66,7 @@ def test_a_health_endpoint_responds(live: Live, probe: str) -> None:
 def test_the_model_is_loaded(live: Live) -> None:
     """S6: it is listed with its context, its weights are in memory, and it knows what it was trained on."""
     (model,) = live.http.get("/v1/models").json()["data"]
+    assert model["runtime"] == live.runtime
     assert (model["id"], model["context_length"]) == ("smollm2", 4096 - 128)
     assert live.http.get("/health").json()["memory"]["weights_nbytes"] > 50e6
     body = QUICK | {"prompt": "One, two, three, four,", "max_tokens": 4}
@@ -130,10 +138,11 @@ def test_requests_leave_nothing_open(live: Live) -> None:
         continue
 
 
-def test_the_server_is_what_it_was_told_to_be_and_ends_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_server_is_what_it_was_told_to_be_and_ends_quietly(tmp_path: Path, runtime: RuntimeName) -> None:
     """S40 and S7: settings reach runtime, engine and store; SIGTERM ends with 0 and without a warning."""
     flags = ("--kv-format", "q8", "--block-size", "32", "--arena-tokens", "1024", "--context-length", "512")
-    with strict_server(tmp_path / "data", *flags) as server, server.client() as http:
+    with strict_server(tmp_path / "data", *flags, runtime=runtime) as server, server.client() as http:
         health = http.get("/health").json()
         assert health["engine"]["pages_total"] == 1024 / 32
         assert http.get("/v1/models").json()["data"][0]["context_length"] == 512

@@ -168,6 +168,10 @@ class FaultyOps(FileOps):
         self._before("commit", connection)
         super().commit(connection)
 
+    def fold(self, connection: sqlite3.Connection) -> None:
+        self._before("fold", connection)
+        super().fold(connection)
+
 
 class FailingOps(FaultyOps):
     """Fails the steps named in `errors`, for as long as they are there."""

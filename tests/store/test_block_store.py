@@ -331,7 +331,7 @@ def test_steps_come_in_the_order_that_survives_a_crash(open_store: OpenStore) ->
     assert set(steps[11:]) <= {"commit"}, "block and agent may share a transaction"
     ops.steps.clear()
     store.delete_agent("acme", "ada")
-    assert [step for step, _ in ops.steps] == ["commit", "wipe", "unlink"]
+    assert [step for step, _ in ops.steps] == ["commit", "wipe", "unlink", "fold"]
 
 
 def test_a_second_owner_is_told_who_the_first_is(store: BlockStore, folder: Path) -> None:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 import dormouse
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.caller import CallerParam
 from dormouse.api.health import diagnose
 from dormouse.domain.errors import Forbidden
@@ -40,7 +41,7 @@ async def require_admin(caller: CallerParam) -> None:
 
 def router(host: ModelHost, store: BlockStore) -> APIRouter:
     """The routes, for admins only."""
-    routes = APIRouter(prefix="/admin", dependencies=[Depends(require_admin)])
+    routes = APIRouter(prefix="/admin", dependencies=[Depends(require_admin)], route_class=JsonRoute)
     started = time.monotonic()
 
     @routes.get("/models")

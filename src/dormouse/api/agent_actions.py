@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from dormouse.api.agent_rows import agent_row, render_checkpoint
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.caller import CallerParam
 from dormouse.api.services import Services
 from dormouse.models.agents import Agents
@@ -42,7 +43,7 @@ class RollbackBody(BaseModel):
 def router(services: Services, prefix: str) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
     host, store, turns = services.host, services.store, services.turns
-    routes = APIRouter(prefix=prefix)
+    routes = APIRouter(prefix=prefix, route_class=JsonRoute)
 
     @routes.post("/{name:path}/fork", status_code=201)
     async def fork(name: str, body: ForkBody, caller: CallerParam) -> dict[str, Any]:

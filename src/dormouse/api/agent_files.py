@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -12,10 +14,14 @@ from fastapi.responses import StreamingResponse
 
 from dormouse.api.agent_rows import agent_row
 from dormouse.api.caller import CallerParam
-from dormouse.domain.errors import UploadStalled
+from dormouse.api.server import BodyCut
+from dormouse.domain.errors import StoreError, UploadStalled
 from dormouse.models.agents import Agents
 from dormouse.models.host import ModelHost
+from dormouse.store.agent_export import AgentExport
 from dormouse.store.block_store import BlockStore
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/octet-stream"
 UPLOAD_IDLE_S = 30.0
@@ -30,14 +36,17 @@ def router(host: ModelHost, store: BlockStore, prefix: str) -> APIRouter:
 
     @routes.get("/{name:path}/export", response_class=StreamingResponse)
     async def export(name: str, caller: CallerParam) -> StreamingResponse:
-        """The agent as one file: history, blocks, checkpoints, documents."""
+        """The agent as one file: history, blocks, checkpoints, documents.
+
+        It is cut, short of its `content-length`, when the agent is deleted meanwhile, or a block of it goes.
+        """
         body = await asyncio.to_thread(store.admin.export, caller.tenant, name)
         filename = quote(name + _SUFFIX, safe="")
         headers = {
             "content-length": str(body.nbytes),
             "content-disposition": f"attachment; filename*=UTF-8''{filename}",
         }
-        return StreamingResponse(iter(body), media_type=MEDIA_TYPE, headers=headers)
+        return StreamingResponse(_told(name, body), media_type=MEDIA_TYPE, headers=headers)
 
     @routes.post("/import", status_code=201)
     async def import_agent(
@@ -58,6 +67,15 @@ def router(host: ModelHost, store: BlockStore, prefix: str) -> APIRouter:
                 return await asyncio.to_thread(load)
 
     return routes
+
+
+def _told(name: str, body: AgentExport) -> Iterator[bytes]:
+    """The file. Raises BodyCut when it cannot be finished."""
+    try:
+        yield from body
+    except (StoreError, OSError) as error:
+        log.warning("the export of %r was cut: %s", name, error)
+        raise BodyCut from error
 
 
 async def _receive(request: Request, file: BinaryIO) -> int:

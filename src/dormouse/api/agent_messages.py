@@ -15,6 +15,7 @@ from pydantic import Field
 
 from dormouse.api import errors, sse
 from dormouse.api.agent_rows import iso
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.chat_rendering import ChatRendering
@@ -39,7 +40,7 @@ class TurnBody(ChatBody):
 
 def router(services: Services, prefix: str) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
-    routes = APIRouter(prefix=prefix)
+    routes = APIRouter(prefix=prefix, route_class=JsonRoute)
     transcripts = Transcripts(services.store)
 
     @routes.post("/{name:path}/messages")
@@ -133,6 +134,7 @@ class _Turn:
         """The reply in one piece."""
         answer = await generation.collect()
         await self._keep(answer.end)
+        await generation.settle()
         return self._rendering.whole([answer])
 
     async def frames(self, generation: Generation) -> AsyncGenerator[str, None]:
@@ -146,6 +148,7 @@ class _Turn:
                         yield sse.PING
                     elif isinstance(event, End):
                         await self._keep(event)
+                        await generation.settle()
                         for chunk in (rendering.end(0, event), *rendering.last([event])):
                             yield sse.data(chunk)
                         yield sse.DONE

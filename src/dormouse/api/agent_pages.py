@@ -59,5 +59,5 @@ def _place(cursor: str) -> tuple[float, str, str]:
     try:
         used_at, name, namespace = json.loads(base64.urlsafe_b64decode(cursor))
         return float(used_at), str(name), str(namespace)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest("`after` is no cursor; send `next` of the page before", param="after") from error

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dormouse.api import agent_actions, agent_files, agent_messages
 from dormouse.api.agent_pages import Filter, page
 from dormouse.api.agent_rows import agent_row, render_agent
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.caller import CallerParam
 from dormouse.api.services import Services
 from dormouse.api.transcripts import SETTINGS
@@ -65,7 +66,7 @@ class AgentPatch(BaseModel):
 def router(services: Services) -> APIRouter:
     """All routes below `PREFIX`; actions come first, since a name matches any path."""
     host, store = services.host, services.store
-    routes = APIRouter(prefix=PREFIX)
+    routes = APIRouter(prefix=PREFIX, route_class=JsonRoute)
     # Each has the whole prefix, and is not given it when included: logs and metrics name the template that
     # a route was made with.
     everything = APIRouter()

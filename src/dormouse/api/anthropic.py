@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from dormouse.api import anthropic_stream, errors, sse
 from dormouse.api.anthropic_schema import MessagesBody, PromptBody
 from dormouse.api.anthropic_stream import MessageStream
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
@@ -25,7 +26,7 @@ _PATH = "/v1/messages"
 
 def router(services: Services) -> APIRouter:
     """The routes of this dialect."""
-    routes = APIRouter(prefix=_PATH)
+    routes = APIRouter(prefix=_PATH, route_class=JsonRoute)
     misses = Misses()
 
     @routes.post("")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dormouse.api.identity import Hints
+from dormouse.api.schema import MAX_STOPS, StopString
 from dormouse.domain.conversation import (
     Conversation,
     Message,
@@ -153,7 +154,7 @@ class MessagesBody(PromptBody):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     metadata: dict[str, Any] | None = None
     diagnostics: dict[str, Any] | None = None
 

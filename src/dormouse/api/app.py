@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+import anyio.lowlevel
 from fastapi import FastAPI
 
 import dormouse
@@ -39,6 +40,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await anyio.lowlevel.checkpoint()  # brings its event loop's part: not on the first request's time
         yield
         services.workers.close()
 

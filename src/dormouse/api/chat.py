@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.chat_rendering import ChatRendering
@@ -23,7 +24,7 @@ from dormouse.domain.errors import DormouseError
 
 def router(services: Services) -> APIRouter:
     """The route of this dialect."""
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", route_class=JsonRoute)
 
     @routes.post("/chat/completions")
     async def chat_completions(body: ChatBody, http: HttpRequest, caller: CallerParam) -> Response:

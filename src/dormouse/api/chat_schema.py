@@ -187,18 +187,15 @@ def tool_choice(wanted: str | dict[str, Any] | None, names: list[str], *, parall
             chosen, mode, parallel = [str(name)], ToolMode.REQUIRED, False
         case "allowed_tools":
             allowed = _inner(wanted, "allowed_tools", "tool_choice")
-            chosen = [
-                str(_inner(tool, "function", "tool_choice").get("name"))
-                for tool in allowed.get("tools") or ()
-            ]
+            tools = allowed.get("tools") or []
+            if not isinstance(tools, list):
+                raise InvalidRequest("tool_choice: 'tools' is no list", param="tool_choice")
+            chosen = [str(_inner(tool, "function", "tool_choice").get("name")) for tool in tools]
             mode = ToolMode.REQUIRED if allowed.get("mode") == "required" else ToolMode.AUTO
         case kind:
             raise InvalidRequest(f"tool_choice of type '{kind}' is not supported", param="tool_choice")
-    for name in chosen:
-        if name not in names:
-            raise InvalidRequest(
-                f"tool_choice names '{name}', which is not among the tools", param="tool_choice"
-            )
+    for name in set(chosen).difference(names):
+        raise InvalidRequest(f"tool_choice names '{name}', which is not among the tools", param="tool_choice")
     return ToolChoice(mode, tuple(chosen), parallel)
 
 

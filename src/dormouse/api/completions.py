@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.choices import Choices, total
@@ -32,7 +33,7 @@ _DEFAULT_TOKENS = 16
 
 def router(services: Services) -> APIRouter:
     """The route of this dialect."""
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", route_class=JsonRoute)
 
     @routes.post("/completions")
     async def completions(body: CompletionBody, http: HttpRequest, caller: CallerParam) -> Response:

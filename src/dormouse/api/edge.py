@@ -3,6 +3,7 @@
 | from outside | |
 | --- | --- |
 | `Observe` | gives the request its id, and reports it when it has ended; sees every answer |
+| `HostCheck` | while there are no keys, 403 to foreign names and to web pages of others |
 | CORS | answers preflights, which carry no key, and puts its headers onto refusals too |
 | `Access` | finds the caller; 401, 403, 429 |
 | `BodyLimit` | 413 |
@@ -20,6 +21,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from dormouse.api import request_id
 from dormouse.api.access import Access
 from dormouse.api.errors import Unexpected
+from dormouse.api.hosts import HostCheck
 from dormouse.api.keys import KeyRing
 from dormouse.api.limits import BodyLimit
 from dormouse.api.metrics import Metrics
@@ -33,11 +35,13 @@ _SHOWN_HEADERS = (request_id.HEADER, request_id.ANTHROPIC_HEADER, "retry-after")
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Without `keys` everybody is the default tenant, and may administer. `observers` see each ended call."""
+    """Without `keys` everybody is the default tenant, and may administer, but may call the server by its
+    address and by `allowed_hosts` only. `observers` see each ended call."""
 
     keys: KeyRing | None = None
     limits: RateLimits = field(default_factory=RateLimits)
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     observers: tuple[Observer, ...] = ()
 
 
@@ -58,5 +62,8 @@ def install(
             allow_headers=("*",),
             expose_headers=_SHOWN_HEADERS,
         )
+    app.add_middleware(
+        HostCheck, keys=edge.keys, allowed_hosts=edge.allowed_hosts, cors_origins=edge.cors_origins
+    )
     observers = (metrics.record, log_call, *edge.observers)
     app.add_middleware(Observe, limits=edge.limits, observers=observers)

@@ -46,6 +46,7 @@ _TABLE: dict[type[Exception], Status] = {
     errors.SwapInProgress: Status(409, "conflict_error", "swap_in_progress"),
     errors.Unauthorized: Status(401, "invalid_request_error", "invalid_api_key"),
     errors.Forbidden: Status(403, "permission_error", "admin_key_needed"),
+    errors.AddressRefused: Status(403, "permission_error", "address_refused"),
     errors.QueueFull: Status(429, "rate_limit_error", "queue_full", anthropic=529),
     errors.RateLimited: Status(429, "rate_limit_error", "rate_limit_exceeded"),
     errors.Unavailable: Status(503, "server_error", "unavailable"),
@@ -173,8 +174,6 @@ def _invalid_request(error: RequestValidationError) -> errors.InvalidRequest:
 def _explain(error: RequestValidationError) -> tuple[str, str | None]:
     """What is wrong with a body, and the path of the field."""
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return f"the body is not valid JSON, at byte {first['loc'][-1]}", None
     if first["loc"] == ("body",):
         return f"{first['msg']}: send a JSON object with the header content-type: application/json", None
     # The location starts with "body"; what follows is the path of the field.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
@@ -41,6 +42,8 @@ from dormouse.models.reply_parser import ReplyParser
 from dormouse.models.served import ServedModel
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
 """nginx's number for an answer that nobody is there to read."""
@@ -221,7 +224,10 @@ class Generation:
                     if pieces:
                         yield Delta(self._answer.add(pieces))
                     waited = (first_token_at or time.monotonic()) - self._submitted
-                    yield self._end(event, waited)
+                    end = self._end(event, waited)
+                    if self._ask.identity.agent is not None:
+                        await self.settle()
+                    yield end
 
     async def collect(self) -> Answer:
         """All of the answer. Raises the error of a reply that failed."""
@@ -233,6 +239,12 @@ class Generation:
                 if event is not None:
                     deltas.append(event)
         raise AssertionError("a generation ended without its end")
+
+    async def settle(self) -> None:
+        """With `--durability sync`: wait until what was kept of the reply beside its blocks is on disk."""
+        options = self._served.engine.options
+        if options.sync and not await asyncio.to_thread(self._services.store.flush, options.sync_timeout_s):
+            log.warning("request %s is answered but not all that is kept of it is on disk yet", self._ask.id)
 
     async def aclose(self) -> None:
         """Nobody reads on: stop computing what is not complete."""

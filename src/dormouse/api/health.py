@@ -77,6 +77,7 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
             stats, runtime = served.engine.stats(), served.engine.runtime
             body |= {
                 "model": served.name,
+                "runtime": runtime.name,
                 "engine": dataclasses.asdict(stats),
                 "memory": {
                     "weights_nbytes": runtime.weights_nbytes,

@@ -26,6 +26,8 @@ from typing import Any
 
 from dormouse.domain.agents import DEFAULT_TENANT
 from dormouse.domain.errors import InvalidRequest, KeyNotFound, StoreError
+from dormouse.store.file_ops import FileOps
+from dormouse.store.opening import make_private
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class KeyFile:
     @contextmanager
     def _changing(self) -> Iterator[list[Key]]:
         """The keys, to be changed and written back; one process at a time."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.path.parent, FileOps())
         lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -151,7 +153,8 @@ class KeyRing:
 
     def _note_use(self, id: str) -> None:
         now = self._clock()
-        if now - self._used.get(id, 0.0) < _USED_EVERY_S:
+        # A use that is ahead of the clock was noted before that was set back.
+        if 0.0 <= now - self._used.get(id, 0.0) < _USED_EVERY_S:
             return
         self._used[id] = now
         try:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from dormouse.api.rate_limits import RateLimits
 from dormouse.engine.loop import EngineStats
 from dormouse.models.host import ModelHost
+from dormouse.runtimes.base import Runtime
 from dormouse.store.options import StoreStats
 
 _LATENCIES_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
@@ -94,6 +95,16 @@ def _swaps(host: ModelHost) -> Values:
 def _limited(limits: RateLimits) -> Values:
     return [(limit.value, count) for limit, count in limits.refused.items()]
 
+
+OF_RUNTIME: tuple[Reading[Runtime], ...] = (
+    Reading(
+        "dormouse_runtime_info",
+        "gauge",
+        "1 for the runtime that computes: torch or mlx.",
+        "runtime",
+        lambda runtime: [(runtime.name, 1)],
+    ),
+)
 
 OF_ENGINE: tuple[Reading[EngineStats], ...] = (
     Reading(
@@ -289,4 +300,11 @@ RECORDED = (
     GAP_SECONDS,
 )
 
-METRICS: tuple[Reading[Any] | Recorded, ...] = (*OF_ENGINE, *OF_STORE, *OF_HOST, *OF_LIMITS, *RECORDED)
+METRICS: tuple[Reading[Any] | Recorded, ...] = (
+    *OF_RUNTIME,
+    *OF_ENGINE,
+    *OF_STORE,
+    *OF_HOST,
+    *OF_LIMITS,
+    *RECORDED,
+)

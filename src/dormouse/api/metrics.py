@@ -27,7 +27,7 @@ from dormouse.store.block_store import BlockStore
 
 
 class _Readings(Collector):
-    """Reads engine, store, host and limits when Prometheus asks."""
+    """Reads runtime, engine, store, host and limits when Prometheus asks."""
 
     def __init__(self, host: ModelHost, store: BlockStore, limits: RateLimits) -> None:
         self._host = host
@@ -35,9 +35,11 @@ class _Readings(Collector):
         self._limits = limits
 
     def collect(self) -> Iterator[Metric]:
-        """One family per reading; those of the engine when there is one."""
+        """One family per reading; those of runtime and engine when there is one."""
         if self._host.has_started:
-            yield from _families(table.OF_ENGINE, self._host.served.engine.stats())
+            engine = self._host.served.engine
+            yield from _families(table.OF_RUNTIME, engine.runtime)
+            yield from _families(table.OF_ENGINE, engine.stats())
         yield from _families(table.OF_STORE, self._store.stats())
         yield from _families(table.OF_HOST, self._host)
         yield from _families(table.OF_LIMITS, self._limits)

@@ -53,6 +53,7 @@ def _model(served: ServedModel) -> dict[str, Any]:
         **_named(served.name),
         "created": served.created,
         "created_at": created.isoformat(timespec="seconds"),
+        "runtime": served.engine.runtime.name,
         "context_length": served.engine.max_length,
         "max_input_tokens": served.engine.max_length,
     }

@@ -13,6 +13,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import sse
+from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
@@ -29,7 +30,7 @@ _PATH = "/v1/responses"
 
 def router(services: Services) -> APIRouter:
     """The routes of this dialect."""
-    routes = APIRouter(prefix=_PATH)
+    routes = APIRouter(prefix=_PATH, route_class=JsonRoute)
     stored = ResponseStore(services.store)
 
     @routes.post("")
@@ -168,6 +169,8 @@ class _Reply:
         if self._body.store is not False:
             document = StoredResponse(response, _with_ids(self._body.items()))
             await asyncio.to_thread(self._stored.put, self._tenant, document)
+            assert self._generation is not None, "what is kept was generated"
+            await self._generation.settle()
         return response
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -180,12 +181,12 @@ def _toolbox(items: Iterable[Any], namespace: str | None = None) -> Toolbox:
 
 def _resolved(past: Sequence[Item], items: Iterable[Item]) -> Iterator[Item]:
     """The past and the input, with the items that are only named in their places. Raises InvalidRequest."""
-    known = {item.get("id"): item for item in past}
+    known = {str(item.get("id")) for item in past}
     yield from past
     for index, item in enumerate(items):
         if item.get("type") != "item_reference":
             yield item
-        elif item.get("id") not in known:
+        elif str(item.get("id")) not in known:
             raise InvalidRequest(
                 f"item '{item.get('id')}' is not stored here; send the item itself", param=f"input.{index}"
             )
@@ -203,21 +204,16 @@ def _listed(value: Any, where: str) -> list[Any]:
 
 def _messages(items: Iterable[Item]) -> list[Message]:
     """Items as messages: what the assistant thought, said and called in a row is one message."""
+    read = (_message(item, f"input.{index}") for index, item in enumerate(items))
     messages: list[Message] = []
-    for index, item in enumerate(items):
-        message = _message(item, f"input.{index}")
-        if message is None:
-            continue
-        last = messages[-1] if messages else None
-        if last is not None and last.role is message.role is Role.ASSISTANT:
-            messages[-1] = replace(
-                last,
-                text=last.text + message.text,
-                reasoning=last.reasoning + message.reasoning,
-                calls=last.calls + message.calls,
-            )
-        else:
-            messages.append(message)
+    for role, group in groupby((message for message in read if message is not None), lambda each: each.role):
+        run = list(group)
+        if role is Role.ASSISTANT:
+            text = "".join(message.text for message in run)
+            reasoning = "".join(message.reasoning for message in run)
+            calls = tuple(call for message in run for call in message.calls)
+            run = [replace(run[0], text=text, reasoning=reasoning, calls=calls)]
+        messages += run
     return messages
 
 

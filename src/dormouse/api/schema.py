@@ -43,6 +43,11 @@ MAX_CHOICES = 16
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
+StopString = Annotated[str, Field(max_length=512)]
+"""Looked for after every token, on the engine's thread: their number and length is everybody's time."""
+
+MAX_STOPS = 64
+
 
 class StreamOptions(BaseModel):
     """`include_obfuscation` pads chunks against traffic analysis; on one machine there is nothing to hide."""
@@ -56,7 +61,7 @@ class StreamOptions(BaseModel):
 class GenerationBody(BaseModel):
     """What chat and plain completions have in common."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: str
     stream: bool | None = None
@@ -72,7 +77,7 @@ class GenerationBody(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     prompt_cache_key: str | None = None

@@ -51,6 +51,10 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+class BodyCut(Exception):
+    """A body that cannot be finished, raised when the log has said why: the connection is closed."""
+
+
 class Stoppable(Protocol):
     """What ends all requests: a host, or an engine."""
 
@@ -78,12 +82,15 @@ class Server(uvicorn.Server):
         # Requests end by the engine's grace; uvicorn's own bound is only for connections that hang.
         config = uvicorn.Config(
             app,
+            # Whatever else is installed: h11 bounds a request's headers (64 KB), httptools does not.
+            http="h11",
             log_config=None,
             access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(grace_s) + 10,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._requests = requests
         self._grace_s = grace_s
         self._on_ready = on_ready
@@ -127,3 +134,8 @@ class Server(uvicorn.Server):
         else:
             log.info("%s: ending within %g s", signal.Signals(sig).name, self._grace_s)
             self.should_exit = True
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether uvicorn says what was not said yet: only by raising can an application close a connection."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], BodyCut)

@@ -24,9 +24,15 @@ def events(payloads: Iterable[dict[str, Any]]) -> Iterator[str]:
     return (event(payload["type"], payload) for payload in payloads)
 
 
+_ENDS_OF_LINES = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""JSON leaves them as they are, and the standard of events knows none of them; but clients that split lines
+as Python does (httpx) would take what a model wrote behind one for an event of ours."""
+
+
 def data(payload: dict[str, Any]) -> str:
-    """One event. The JSON holds no raw newline, so it is always one line."""
-    return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """One event, which is one line to every client: JSON escapes newlines, and this what else may be one."""
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text if text.isascii() else text.translate(_ENDS_OF_LINES)}\n\n"
 
 
 class Source(Protocol):

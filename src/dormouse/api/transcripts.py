@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from dormouse.api.chat_rendering import render_call
 from dormouse.api.chat_schema import ChatBody
@@ -17,6 +17,24 @@ from dormouse.store.block_store import BlockStore
 
 SETTINGS = "agent"
 """The kind of document that an agent was made with: its system prompt, tools and settings."""
+
+
+class _Made(BaseModel):
+    """The document of kind `SETTINGS`. It may have come in an agent's file, and hold anything."""
+
+    system: str | None = None
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Kept(BaseModel):
+    """The document of kind `TRANSCRIPT`, as doubtful."""
+
+    model: str = ""
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+
+
+D = TypeVar("D", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +61,8 @@ class Transcript:
         try:
             return ChatBody.model_validate(whole)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
             raise InvalidRequest(
-                f"the settings that this agent was made with do not fit: {where}: {first['msg']}",
-                param="settings",
+                f"the settings that this agent was made with do not fit: {_said(error)}", param="settings"
             ) from error
 
     def after(self, turn: ChatBody, reply: Message, model: str) -> Transcript:
@@ -74,28 +89,35 @@ class Transcripts:
         Raises AgentNotFound, and InvalidRequest when its client keeps the conversation itself.
         """
         agent = self._store.agent(tenant, name)
-        made = self._document(tenant, SETTINGS, name)
-        kept = self._document(tenant, TRANSCRIPT, name)
+        made = self._document(tenant, SETTINGS, name, _Made)
+        kept = self._document(tenant, TRANSCRIPT, name, _Kept)
         if kept is None and agent.num_tokens:
             raise InvalidRequest(
                 f"agent '{name}' was talked to by a client that keeps the conversation itself; go on there, "
                 "or create another agent",
                 param="agent",
             )
-        kept, made = kept or {}, made or {}
-        return Transcript(
-            kept.get("model", ""),
-            kept.get("messages", []),
-            made.get("system"),
-            made.get("tools", []),
-            made.get("settings", {}),
-        )
+        kept, made = kept or _Kept(), made or _Made()
+        return Transcript(kept.model, kept.messages, made.system, made.tools, made.settings)
 
     def write(self, tenant: str, name: str, transcript: Transcript) -> None:
         """Keep a transcript. Raises DocumentsFull."""
         kept = {"model": transcript.model, "messages": transcript.messages}
         self._store.put_document(tenant, TRANSCRIPT, name, json.dumps(kept).encode())
 
-    def _document(self, tenant: str, kind: str, name: str) -> dict[str, Any] | None:
+    def _document(self, tenant: str, kind: str, name: str, form: type[D]) -> D | None:
         body = self._store.get_document(tenant, kind, name)
-        return None if body is None else json.loads(body)
+        if body is None:
+            return None
+        try:
+            return form.model_validate_json(body)
+        except ValidationError as error:
+            raise InvalidRequest(
+                f"what agent '{name}' was made with cannot be used ({_said(error)}); create it anew",
+                param="agent",
+            ) from error
+
+
+def _said(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

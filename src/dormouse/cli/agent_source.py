@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from dormouse.store.block_store import BlockStore
 TIMEOUT_S = 120.0
 _PAGE = 1000
 _CHUNK_NBYTES = 1 << 20
+_FILE_MODE = 0o600
 
 Row = dict[str, Any]
 
@@ -244,9 +246,10 @@ def _path(name: str) -> str:
 
 
 def _write(path: Path, parts: Iterator[bytes]) -> int:
-    """Write a file that was not there, or none at all; its size in bytes."""
+    """Write a file that was not there, or none at all; its size in bytes. It holds a conversation: it is for
+    its owner only."""
     try:
-        file = path.open("xb")
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE), "wb")
     except OSError as error:
         raise ArchiveInvalid(f"{path} cannot be written: {error}") from error
     try:

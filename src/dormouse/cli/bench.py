@@ -17,6 +17,7 @@ from dormouse.bench.wake import wake as measure_wake
 from dormouse.cli.options import Json, with_settings
 from dormouse.cli.output import console, emit_json, errors, friendly_errors
 from dormouse.engine.engine import Engine
+from dormouse.models.runtimes import runtime_name
 from dormouse.models.stack import Stack
 from dormouse.settings import Settings
 
@@ -28,6 +29,7 @@ _SHARED = (
     "kv_format",
     "block_size",
     "arena_tokens",
+    "runtime",
     "threads",
     "device",
     "dtype",
@@ -48,7 +50,7 @@ def prefill(
 
     Example: dormouse bench prefill --tokens 4096 --json
     """
-    _report("prefill", _with_engine(settings, lambda e: measure_prefill(e, tokens, repeat)), json)
+    _report("prefill", settings, _with_engine(settings, lambda e: measure_prefill(e, tokens, repeat)), json)
 
 
 @app.command()
@@ -76,7 +78,7 @@ def decode(
     # Prompts of random tokens make a small model go in circles, which are too easily guessed.
     plain = settings.model_copy(update={"speculation": "off"})
     work = lambda e: measure_decode(e, batches, context, tokens, repeat)  # noqa: E731
-    _report("decode", _with_engine(plain, work), json)
+    _report("decode", settings, _with_engine(plain, work), json)
 
 
 @app.command()
@@ -92,7 +94,7 @@ def wake(
     Example: dormouse bench wake --context 4096 --json
     """
     with friendly_errors():
-        _report("wake", measure_wake(settings, context, repeat), json)
+        _report("wake", settings, measure_wake(settings, context, repeat), json)
 
 
 @app.command()
@@ -107,7 +109,7 @@ def edit(
 
     Example: dormouse bench edit --tokens 400 --json
     """
-    _report("edit", _with_stack(settings, lambda stack: measure_edit(stack, tokens, repeat)), json)
+    _report("edit", settings, _with_stack(settings, lambda stack: measure_edit(stack, tokens, repeat)), json)
 
 
 def _with_engine(settings: Settings, work: Callable[[Engine], dict[str, Any]]) -> dict[str, Any]:
@@ -122,8 +124,8 @@ def _with_stack(settings: Settings, work: Callable[[Stack], dict[str, Any]]) -> 
             return work(stack)
 
 
-def _report(name: str, result: dict[str, Any], json: bool) -> None:
-    document = {"bench": name, **result, "machine": describe()}
+def _report(name: str, settings: Settings, result: dict[str, Any], json: bool) -> None:
+    document = {"bench": name, "runtime": runtime_name(settings), **result, "machine": describe()}
     if json:
         emit_json(document)
         return

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.text import Text
 
 from dormouse.bench.machine import cpu_name, isa_flags
 from dormouse.cli.options import Json, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, human_nbytes, table
+from dormouse.models.runtimes import is_installed, runtime_name
 from dormouse.settings import Settings
 
 _PROBE_NBYTES = 1 << 20
+_ABSENT = "not installed"
 
 
-@with_settings("data_dir", "models_dir")
+@with_settings("data_dir", "models_dir", "runtime")
 def doctor(settings: Settings, json: Json = False) -> None:
-    """Show what Dormouse found on this machine: cores, ISA, torch, compiler, kernels, disk.
+    """Show what Dormouse found on this machine: cores, ISA, torch, mlx, compiler, kernels, disk.
 
     Example: dormouse doctor
     """
@@ -32,39 +35,43 @@ def doctor(settings: Settings, json: Json = False) -> None:
         return
     table([{"what": key.replace("_", " "), "found": value} for key, value in findings.items()], "")
     for advice in _advice(findings):
-        console.print(f"[yellow]•[/] {advice}", highlight=False)
+        console.print(Text.assemble(("• ", "yellow"), advice), highlight=False)
 
 
 def _findings(settings: Settings) -> dict[str, Any]:
-    import torch
-
-    from dormouse.runtimes.torch.selection import describe_kernels
-
     memory = psutil.virtual_memory()
     return {
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "isa": ", ".join(isa_flags()) or "none of those that matter",
         "memory": f"{human_nbytes(memory.available)} free of {human_nbytes(memory.total)}",
-        "torch": torch.__version__,
-        "devices": ", ".join(_devices()),
-        "threads": torch.get_num_threads(),
+        "runtime": runtime_name(settings),
+        **(_torch() if is_installed("torch") else {"torch": _ABSENT}),
+        "mlx": _mlx() if is_installed("mlx") else _ABSENT,
         "compiler": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "none",
-        "kernels": describe_kernels(torch.device("cpu")),
         "data_folder": str(settings.data_dir),
         **_disk(settings.data_dir),
     }
 
 
-def _devices() -> list[str]:
+def _torch() -> dict[str, Any]:
     import torch
 
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found.append("cuda")
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return found
+    from dormouse.runtimes.torch.selection import describe_kernels
+
+    devices = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return {
+        "torch": torch.__version__,
+        "devices": ", ".join(name for name, is_there in devices.items() if is_there),
+        "threads": torch.get_num_threads(),
+        "kernels": describe_kernels(torch.device("cpu")),
+    }
+
+
+def _mlx() -> str:
+    from dormouse.runtimes.mlx.facts import describe_mlx
+
+    return describe_mlx()
 
 
 def _disk(folder: Path) -> dict[str, Any]:
@@ -85,11 +92,16 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 def _advice(findings: dict[str, Any]) -> list[str]:
     advice = []
-    if str(findings["kernels"]).startswith("reference"):
+    if findings[findings["runtime"]] == _ABSENT:
+        name = findings["runtime"]
+        advice.append(f"nothing can be computed: install {name} with `pip install 'dormouse[{name}]'`")
+    if findings["runtime"] == "torch" and str(findings.get("kernels")).startswith("reference"):
         advice.append(
             "the native kernels are not in use: prefill and decode are several times slower; "
             "install a C++ compiler and reinstall"
         )
+    if "reference BLAS" in str(findings["mlx"]):
+        advice.append("mlx multiplies matrices about 40 times slower than it could: `pip install mkl`")
     if "not possible" in str(findings["durable_write"]):
         advice.append("agents cannot be saved: make the data folder writable or choose another")
     return advice

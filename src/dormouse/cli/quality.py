@@ -15,14 +15,16 @@ from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.errors import InvalidRequest
 from dormouse.models.chat import ChatModel
 from dormouse.models.progress import Progress
+from dormouse.models.runtimes import load_runtime
 from dormouse.models.sources import resolve
-from dormouse.models.stack import load_runtime
 from dormouse.settings import Settings
 
 _SERVED = "bf16,q8,k8v4,q4"
 
 
-@with_settings("model", "models_dir", "block_size", "threads", "device", "dtype", "weights", "step_tokens")
+@with_settings(
+    "model", "models_dir", "block_size", "runtime", "threads", "device", "dtype", "weights", "step_tokens"
+)
 def quality(
     settings: Settings,
     text: Annotated[Path, typer.Argument(help="A UTF-8 text file.", exists=True, dir_okay=False)],

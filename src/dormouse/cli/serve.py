@@ -51,6 +51,7 @@ def _run(settings: Settings) -> None:
             keys=keys,
             limits=limits,
             cors_origins=settings.cors_origins,
+            allowed_hosts=(settings.host, *settings.allowed_hosts),
             observers=(tracer.record,) if tracer else (),
         )
         stack = Stack.prepare(settings)

@@ -9,6 +9,7 @@ from dormouse.domain.errors import InvalidRequest
 
 MAX_NAME_LENGTH = 256
 MAX_TAG_LENGTH = 64
+MAX_CHECKPOINTS = 256
 DEFAULT_TENANT = "default"
 AGENT_ACTIONS = frozenset(
     {"checkpoints", "export", "fork", "import", "messages", "rollback", "sleep", "wake", "why"}

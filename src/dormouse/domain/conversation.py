@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+_MOST_LEVELS = 200
+"""What is read may be nested deeper than what can be written: Python's stack bears only so much."""
+
 
 class Role(StrEnum):
     """Who says a message."""
@@ -30,11 +33,12 @@ class ToolCall:
     arguments: str
 
     def parsed(self) -> Any:
-        """The arguments as a value; the text itself when it is no JSON."""
+        """The arguments as a value; the text itself when it is no JSON, or nested as no arguments are."""
         try:
-            return json.loads(self.arguments or "{}")
+            value = json.loads(self.arguments or "{}")
         except (ValueError, RecursionError):
             return self.arguments
+        return self.arguments if _is_deep(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,16 @@ class Conversation:
     format: OutputFormat | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     continues: bool = False
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        holders = [node for node in level if isinstance(node, dict | list)]
+        level = [inner for node in holders for inner in (node.values() if isinstance(node, dict) else node)]
+        if not level:
+            return False
+    return True
 
 
 # -- the answer, piece by piece ----------------------------------------------------------------------

@@ -19,6 +19,7 @@ DormouseError
 │   ├── SwapInProgress           models are swapped one after the other
 │   ├── KeyNotFound
 │   ├── Unauthorized             no valid API key
+│   ├── AddressRefused           a foreign name or web page, and a server without keys
 │   └── Forbidden                a valid key, which may not do this
 ├── Unavailable                  the request was fine; try again later
 │   ├── QueueFull
@@ -141,6 +142,10 @@ class Unauthorized(RequestError):
 
 class Forbidden(RequestError):
     """The key is valid, but what it asks for needs an admin key."""
+
+
+class AddressRefused(RequestError):
+    """A server without keys was called by a name that is not its own, or from another site's web page."""
 
 
 class Unavailable(DormouseError):

@@ -216,4 +216,4 @@ def _optional_json(path: Path) -> dict[str, Any]:
 def _ids(value: Any) -> list[int]:
     """One id, a list of them or none: all three are written by transformers."""
     values = value if isinstance(value, list) else [value]
-    return [token_id for token_id in values if isinstance(token_id, int) and not isinstance(token_id, bool)]
+    return [token_id for token_id in values if type(token_id) is int and token_id >= 0]

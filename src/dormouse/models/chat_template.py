@@ -1,7 +1,7 @@
 """A model's chat template: messages in, prompt text out. The template is a stranger's program.
 
 Rendered by transformers' sandbox, the one that models are published against: immutable, no access to
-underscored attributes, plain JSON data in.
+underscored attributes, plain JSON data in. Steps, time and output are bounded (`sandbox.py`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dormouse.domain.errors import InvalidRequest, ModelError
 from dormouse.models.folder import ModelFolder, read_json
+from dormouse.models.sandbox import BoundedEnvironment, bounded
+
+# transformers makes its environment from the class that it finds under this name, and has no other place for
+# bounds. A test holds that it still does.
+chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment  # type: ignore[attr-defined]
 
 Message = Mapping[str, Any]
 
@@ -72,15 +78,16 @@ class ChatTemplate:
         # A key that is null means the same as one that is absent, and templates print "None" for it.
         chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
-            # Declared as a string, returned as a pair.
-            result: Any = render_jinja_template(
-                [chat],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **{**self._special_tokens, **variables},
-            )
+            with bounded():
+                # Declared as a string, returned as a pair.
+                result: Any = render_jinja_template(
+                    [chat],
+                    tools=[dict(tool) for tool in tools] if tools else None,
+                    chat_template=template,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    **{**self._special_tokens, **variables},
+                )
         except (SecurityError, TemplateSyntaxError) as error:
             raise ModelError(f"the model's chat template is broken or hostile: {error}") from error
         except Exception as error:
@@ -103,6 +110,15 @@ class ChatTemplate:
 
 def _templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name. Files win over settings, as in transformers."""
+    try:
+        return _read_templates(path, settings)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"the chat templates of {path} cannot be read: {error}; download or import the model again"
+        ) from error
+
+
+def _read_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     declared = settings.get("chat_template")
     if declared is None and (path / "chat_template.json").is_file():
         declared = read_json(path / "chat_template.json").get("chat_template")

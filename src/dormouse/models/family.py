@@ -66,7 +66,8 @@ def callable_tools(conversation: Conversation) -> tuple[Tool, ...]:
     choice = conversation.choice
     if choice.mode is ToolMode.NONE:
         return ()
-    return tuple(tool for tool in conversation.tools if not choice.names or tool.name in choice.names)
+    names = frozenset(choice.names)
+    return tuple(tool for tool in conversation.tools if not names or tool.name in names)
 
 
 def family_of(

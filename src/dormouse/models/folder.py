@@ -12,6 +12,7 @@ from dormouse.domain.errors import ModelError, ModelFilesMissing
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+MAX_SETTINGS_NBYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ def open_folder(path: Path, name: str | None = None) -> ModelFolder:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the file. Raises ModelError when the file is not a JSON object."""
     try:
+        if path.stat().st_size > MAX_SETTINGS_NBYTES:
+            raise ModelError(f"{path} has more than {MAX_SETTINGS_NBYTES} bytes; it is no file of settings")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}; download or import the model again") from error

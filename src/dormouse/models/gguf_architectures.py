@@ -161,7 +161,7 @@ def model_config(file: GgufFile, architecture: Architecture) -> Config:
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
         "intermediate_size": _positive(file, f"{prefix}.feed_forward_length"),
-        "num_hidden_layers": _positive(file, f"{prefix}.block_count"),
+        "num_hidden_layers": _num_layers(file, prefix),
         "num_attention_heads": heads,
         "num_key_value_heads": file.integer(f"{prefix}.attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -266,6 +266,16 @@ def _head_dim(file: GgufFile, prefix: str, default: int) -> int:
     return head_dim
 
 
+def _num_layers(file: GgufFile, prefix: str) -> int:
+    """Held against the tensors before anything is made for each layer."""
+    layers = _positive(file, f"{prefix}.block_count")
+    if layers > len(file.tensors):
+        raise ModelError(
+            f"{file.path}: {layers} layers with {len(file.tensors)} tensors; the file is damaged"
+        )
+    return layers
+
+
 def _positive(file: GgufFile, key: str) -> int:
     value = file.integer(key)
     if value < 1:
@@ -274,5 +284,7 @@ def _positive(file: GgufFile, key: str) -> int:
 
 
 def _short(value: float) -> float:
-    """A float32 as the decimal it was written from: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    """A float32 as the decimal it was written from: 1e-05, not 9.999999747378752e-06. Infinity for what is
+    none; the decoder refuses that."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))

@@ -33,6 +33,8 @@ MAX_STRING_NBYTES = 1 << 24
 MAX_ARRAY_ITEMS = 1 << 22
 MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 16
+MAX_HEADER_NBYTES = 1 << 26
+"""Metadata takes about ten times its size in memory; the largest vocabularies have 20 MB of it."""
 ALIGNMENTS = tuple(1 << bits for bits in range(17))
 
 T = TypeVar("T", str, int, float)
@@ -176,6 +178,12 @@ class _Header:
             )
 
     def _place(self, infos: Sequence[GgufTensor], start: int) -> dict[str, GgufTensor]:
+        # What lies on each other would make more of a file than there is in it, and fill the disk.
+        end = 0
+        for info in sorted(infos, key=lambda info: info.offset):
+            if info.offset < end:
+                raise self._damaged(f"tensor {info.name} lies on another")
+            end = info.offset + info.nbytes
         placed: dict[str, GgufTensor] = {}
         for info in infos:
             if info.name in placed:
@@ -256,6 +264,8 @@ class _Header:
     def _take(self, nbytes: int) -> bytes:
         if nbytes > self._size - self._position:
             raise self._damaged("the file ends inside its header")
+        if self._position + nbytes > MAX_HEADER_NBYTES:
+            raise self._damaged(f"its header has more than {MAX_HEADER_NBYTES} bytes")
         data = self._file.read(nbytes)
         if len(data) < nbytes:
             raise self._damaged("the file became shorter while it was read")

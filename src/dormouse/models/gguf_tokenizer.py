@@ -19,6 +19,8 @@ from dormouse.domain.errors import ModelError, UnsupportedModel
 from dormouse.models.gguf_file import GgufFile
 
 _SPACE = "\u2581"
+_LONGEST_TOKEN = 1024
+"""In characters. To find a vocabulary's merges takes the square of it."""
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -171,6 +173,8 @@ def _vocabulary(file: GgufFile) -> _Vocabulary:
             f"{file.path}: {len(tokens)} tokens, {len(set(tokens))} of them different, with {len(kinds)} "
             "types; the file is damaged"
         )
+    if longest := next((token for token in tokens if len(token) > _LONGEST_TOKEN), ""):
+        raise ModelError(f"{file.path}: a token has {len(longest)} characters; the file is damaged")
     return _Vocabulary(tokens, kinds)
 
 

@@ -56,7 +56,8 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: frozenset[int], family: Family) -> None:
         """Cheap: llguidance's view of the vocabulary is made on first use."""
         self._tokenizer = tokenizer
-        self._eos = sorted(eos_token_ids)
+        num_tokens = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._eos = sorted(token_id for token_id in eos_token_ids if token_id < num_tokens)
         self._family = family
         self._writer = LarkWriter(self._special_id)
         self._lock = threading.Lock()

@@ -7,11 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import psutil
 
-from dormouse.domain.cache_spec import CacheSpec
 from dormouse.engine.engine import Engine
 from dormouse.engine.loop import EngineOptions
 from dormouse.models.aliases import Aliases
@@ -20,6 +18,7 @@ from dormouse.models.folder import ModelFolder
 from dormouse.models.host import HostOptions, ModelHost
 from dormouse.models.loader import Candidate
 from dormouse.models.progress import Progress, no_progress
+from dormouse.models.runtimes import choose, load_runtime
 from dormouse.models.served import ServedModel
 from dormouse.models.settling import resettle, settle, unsettle
 from dormouse.models.sources import has_model, list_models, resolve
@@ -27,16 +26,9 @@ from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
 
-if TYPE_CHECKING:
-    from dormouse.runtimes.torch.config import DecoderConfig
-    from dormouse.runtimes.torch.context import Context
-
 log = logging.getLogger(__name__)
 
 _FLUSH_TIMEOUT_S = 60.0
-_DEFAULT_CONTEXTS = 32
-_DEFAULT_MEMORY_SHARE = 0.25
-_DIGESTS = "digests.json"
 _NEEDED_SHARE = 1.1
 """Of the sizes that are known: rope tables, scratch memory and what loading needs on the way come on top."""
 
@@ -93,7 +85,7 @@ class Stack:
 
 
 class FolderLoader:
-    """Loads model folders into the torch runtime. See `Loader`."""
+    """Loads model folders into the runtime of the settings. See `Loader`."""
 
     def __init__(self, settings: Settings, store: BlockStore) -> None:
         self._settings = settings
@@ -111,20 +103,19 @@ class FolderLoader:
         return sorted((found | self._elsewhere).values(), key=lambda folder: folder.name)
 
     def find(self, reference: str, on_progress: Progress = no_progress) -> Candidate:
-        """See `Loader.find`. The estimate is the size of the weight files, of the arena where it is set, and
+        """See `Loader.find`. The estimate is the size of the weights, of the arena where it is set, and
         a tenth of both."""
         known = self._elsewhere.get(reference)
+        # First of all: what cannot be computed here is not fetched.
+        backend = choose(self._settings)
         folder = known or resolve(reference, self._settings.models_dir, on_progress=on_progress)
         with ThreadPoolExecutor(1) as reading:
             chat = reading.submit(ChatModel.load, folder)
-            # Torch takes seconds to import: meanwhile the tokenizer is read.
-            from dormouse.runtimes.torch.preflight import check_folder
-
-            config = check_folder(folder.path)
-            _context(self._settings).fit(config)
-        cache = _cache_spec(self._settings, config)
-        arena_nbytes = (self._settings.arena_tokens or 2 * cache.block_size) * cache.token_nbytes
-        needed = int((folder.weights_nbytes + arena_nbytes) * _NEEDED_SHARE)
+            # A runtime takes seconds to import: meanwhile the tokenizer is read.
+            checked = backend.check(folder)
+        block_size = checked.cache.block_size
+        arena_nbytes = (self._settings.arena_tokens or 2 * block_size) * checked.token_nbytes
+        needed = int((checked.weights_nbytes + arena_nbytes) * _NEEDED_SHARE)
         return Candidate(folder, chat.result(), needed)
 
     def free_nbytes(self) -> int:
@@ -177,75 +168,4 @@ def _host_options(settings: Settings) -> HostOptions:
         stay_s=settings.swap_stay_s,
         wait_s=settings.swap_wait_s,
         max_waiting=settings.max_queue,
-    )
-
-
-def load_runtime(settings: Settings, folder: ModelFolder) -> Runtime:
-    """The model in a runtime, with an arena of `settings.arena_tokens` or a default that fits."""
-    # torch takes seconds to import: only what computes pays for it.
-    from dormouse.runtimes.torch.config import DecoderConfig
-    from dormouse.runtimes.torch.fingerprint import DigestCache
-    from dormouse.runtimes.torch.runtime import TorchRuntime
-
-    config = DecoderConfig.from_hf(folder.config)
-    context = _context(settings)
-    _, context_length = context.fit(config)
-    if context_length > config.context_length:
-        log.warning(
-            "context of %d tokens by %s rope scaling with factor %g: the model was trained for %d; words "
-            "become worse the further a context goes beyond that, and somewhat worse below, too",
-            context_length,
-            settings.rope_scaling,
-            settings.rope_factor or context_length / config.context_length,
-            config.context_length,
-        )
-    arena_tokens = settings.arena_tokens
-    if arena_tokens is None:
-        cache = _cache_spec(settings, config)
-        arena_tokens = default_arena(cache, context_length, folder.weights_nbytes)
-    return TorchRuntime.load(
-        folder.path,
-        name=folder.name,
-        kv_format=settings.kv_format,
-        block_size=settings.block_size,
-        arena_tokens=arena_tokens,
-        device=settings.device,
-        dtype=None if settings.dtype == "auto" else settings.dtype,
-        weights=settings.weights,
-        context=context,
-        threads=settings.threads,
-        digests=DigestCache(settings.models_dir / _DIGESTS),
-    )
-
-
-def default_arena(cache: CacheSpec, context_length: int, weights_nbytes: int) -> int:
-    """Tokens that a share of the free memory holds: a full context at least, if it fits at all, and no more
-    than many agents could use."""
-    affordable = int((psutil.virtual_memory().available - weights_nbytes) / cache.token_nbytes)
-    # A page is kept back, see `EngineLoop.max_length`.
-    full = context_length + cache.block_size
-    if affordable < full:
-        log.warning(
-            "the free memory holds %d tokens of KV, less than a context of %d; prompts are bounded by it",
-            max(0, affordable),
-            context_length,
-        )
-    share = max(int(affordable * _DEFAULT_MEMORY_SHARE), min(affordable, full))
-    return max(2 * cache.block_size, min(share, _DEFAULT_CONTEXTS * context_length))
-
-
-def _context(settings: Settings) -> Context:
-    from dormouse.runtimes.torch.context import Context
-
-    return Context(settings.context_length, settings.rope_scaling, settings.rope_factor)
-
-
-def _cache_spec(settings: Settings, config: DecoderConfig) -> CacheSpec:
-    return CacheSpec.for_heads(
-        settings.kv_format,
-        settings.block_size,
-        num_layers=len(config.layers),
-        num_kv_heads=config.num_kv_heads,
-        k_head_dim=config.head_dim,
-        v_head_dim=config.head_dim,
     )

@@ -19,7 +19,10 @@ class Runtime(Protocol):
     """A loaded model with an arena of `num_pages` pages of `cache.block_nbytes` bytes each.
 
     Row invariance: the KV and logits of a token depend on its past alone, never on the chunk it was
-    computed in or on the other chunks of the step. Sleep is invisible because of this.
+    computed in or on the other chunks of the step. Sleep is invisible because of this, also where a block
+    was lost and is computed again. A runtime that says it has none keeps three weaker promises: steps of
+    the same chunks over the same bytes give the same bits; that pages left and came back in between, or lie
+    elsewhere, changes nothing; and other chunks change logits by what rounding does.
     """
 
     @property
@@ -41,6 +44,10 @@ class Runtime(Protocol):
     @property
     def weights_nbytes(self) -> int:
         """Bytes of weights held in memory."""
+
+    @property
+    def row_invariant(self) -> bool:
+        """Whether row invariance holds to the bit."""
 
     def forward(self, plan: Plan) -> Logits:
         """Write the KV of the plan's tokens into their pages and return the wanted logits.

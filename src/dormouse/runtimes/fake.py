@@ -70,6 +70,11 @@ class FakeRuntime:
         """None are held."""
         return 0
 
+    @property
+    def row_invariant(self) -> bool:
+        """Rows are mixed one by one."""
+        return True
+
     def forward(self, plan: Plan) -> Logits:
         """Write the rows of every chunk, then read whole sequences back for their logits."""
         for chunk in plan.chunks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from dormouse.domain.agents import Agent, AgentId, Checkpoint, check_tag
+from dormouse.domain.agents import MAX_CHECKPOINTS, Agent, AgentId, Checkpoint, check_tag
 from dormouse.domain.blocks import ROOT
 from dormouse.domain.errors import AgentExists, CheckpointNotFound, InvalidRequest
 from dormouse.store.agent_import import Adoption
@@ -29,7 +29,6 @@ from dormouse.store.rows import (
 )
 from dormouse.store.view import Snapshot, StoreView
 
-MAX_CHECKPOINTS = 256
 TRANSCRIPT = "transcript"
 FORKED_KINDS = ("agent", TRANSCRIPT)
 

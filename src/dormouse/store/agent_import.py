@@ -47,10 +47,14 @@ class AgentImport:
         self._now = now
         self._format = BlockFormat(archive.manifest.identity.cache)
         self._links: list[Link] = []
+        self._ends: list[int] = []
+        """Tokens up to and with each block."""
         for node, packed in zip(archive.manifest.nodes, archive.tokens, strict=True):
             parent = ROOT if node.parent < 0 else self._links[node.parent].key
             key = packed_block_key(id.namespace, parent, packed)
             self._links.append(Link(key, parent, tuple(unpack_tokens(packed))))
+            before = 0 if node.parent < 0 else self._ends[node.parent]
+            self._ends.append(before + node.num_tokens)
 
     def batches(self, file: BinaryIO, view: StoreView) -> Iterator[list[PendingBlock]]:
         """The blocks that the store lacks, a few at a time. Raises ArchiveInvalid when the file changed."""
@@ -105,18 +109,12 @@ class AgentImport:
         return Adoption(agent, tuple(self._history()), checkpoints, bodies)
 
     def _history(self) -> Iterator[BlockRow]:
-        ends: dict[BlockKey, int] = {ROOT: 0}
-        for link, packed in zip(self._links, self._archive.tokens, strict=True):
-            start = ends[link.parent]
-            ends[link.key] = start + len(link.tokens)
+        for link, packed, end in zip(self._links, self._archive.tokens, self._ends, strict=True):
+            start = end - len(link.tokens)
             yield BlockRow(link.key, self._id.namespace, link.parent, packed, start, 0, "", self._now)
 
     def _state(self, ref: Ref) -> tuple[BlockKey, bytes, int]:
-        before = 0
-        number = ref.tip
-        while number >= 0:
-            before += len(self._links[number].tokens)
-            number = self._archive.manifest.nodes[number].parent
+        before = 0 if ref.tip < 0 else self._ends[ref.tip]
         tip = ROOT if ref.tip < 0 else self._links[ref.tip].key
         return tip, pack_tokens(ref.rest), before + len(ref.rest)
 

@@ -18,7 +18,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
-from dormouse.domain.agents import check_tag
+from pydantic_core import from_json
+
+from dormouse.domain.agents import MAX_CHECKPOINTS, check_tag
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.errors import ArchiveInvalid, ArchiveMismatch, InvalidRequest
 from dormouse.store.files import LENGTH_NBYTES, TOKEN_NBYTES, payload_checksum
@@ -237,6 +239,8 @@ def _check(manifest: Manifest) -> None:
     if any(ref.tip >= len(nodes) for ref in (manifest.ref, *(tag.ref for tag in manifest.tags))):
         _invalid("it ends in a block that is not there")
     tags = [tag.tag for tag in manifest.tags]
+    if len(tags) > MAX_CHECKPOINTS:
+        _invalid(f"it has {len(tags)} checkpoints; {MAX_CHECKPOINTS} is the most")
     known = {("agent", ""), ("transcript", ""), *(("checkpoint", tag) for tag in tags)}
     documents = [(document.kind, document.tag) for document in manifest.documents]
     if len(set(tags)) < len(tags) or len(set(documents)) < len(documents) or not known >= set(documents):
@@ -259,8 +263,8 @@ def _refuse_other(manifest: Manifest, expected: Identity) -> None:
 
 def _check_json(body: bytes) -> None:
     try:
-        json.loads(body)
-    except (ValueError, RecursionError):
+        from_json(body, allow_inf_nan=False)
+    except ValueError:
         _invalid("one of its documents is not JSON")
 
 

@@ -27,6 +27,7 @@ from dormouse.domain.errors import DeadlineExceeded, StoreError
 from dormouse.store.agent_admin import ADMIN_TIMEOUT_S, AgentAdmin
 from dormouse.store.agent_book import AgentBook
 from dormouse.store.audit import VerifyReport, verify
+from dormouse.store.clock import SteadyClock
 from dormouse.store.documents import DocumentInfo
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import BlockFormat
@@ -97,8 +98,9 @@ class BlockStore:
         StoreError when it cannot be used.
         """
         options = options or StoreOptions()
-        parts = open_parts(folder, file_ops or FileOps(), options.bounds(quota_nbytes), clock())
-        return cls(parts, options, clock)
+        steady = SteadyClock(clock)
+        parts = open_parts(folder, file_ops or FileOps(), options.bounds(quota_nbytes), steady())
+        return cls(parts, options, steady)
 
     @property
     def folder(self) -> Path:

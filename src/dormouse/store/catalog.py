@@ -34,6 +34,13 @@ WAL_LIMIT_NBYTES = 1 << 20
 
 BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
+USED = ("blocks", "agents", "documents", "replies")
+"""Tables whose rows have the time of their last use."""
+
+_PULL_BACK = """UPDATE {table} SET used_at = ? + 1e-6 * ahead.number FROM (
+    SELECT rowid AS id, row_number() OVER (ORDER BY used_at) AS number FROM {table} WHERE used_at > ?
+) AS ahead WHERE {table}.rowid = ahead.id"""
+
 
 class Catalog:
     """The database of one data folder. One thread at a time; methods raise sqlite3.Error."""
@@ -41,12 +48,11 @@ class Catalog:
     def __init__(self, path: Path, ops: FileOps) -> None:
         """Open or create, and migrate.
 
-        Raises StoreTooNew (the file is untouched), DamagedCatalog when SQLite cannot make sense of the
-        file, and sqlite3.Error when the disk does not let it.
+        Raises DamagedCatalog when SQLite cannot make sense of the file, and sqlite3.Error when the disk does
+        not let it. Whoever opens calls `refuse_newer` before.
         """
         self._path = path
         self._ops = ops
-        _refuse_newer(path)
         path.touch(mode=FILE_MODE)
         # The opening thread hands the connection to the writer thread, and takes it back at close.
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -58,6 +64,7 @@ class Catalog:
                 _checkpoint_by_hand(self._connection)
                 _forget_deleted_content(self._connection)
                 _check_structure(self._connection)
+                _read_any_text(self._connection)
                 self._migrate()
         except BaseException:
             self._connection.close()
@@ -88,6 +95,26 @@ class Catalog:
                 _write_replies(connection, change)
         except (UnicodeError, OverflowError) as error:
             raise StoreError(f"the catalog cannot hold a value: {error}; nothing was written") from error
+
+    def pull_back(self, now: float) -> None:
+        """Set uses that are ahead of `now` (Unix seconds) to it, in their order.
+
+        A clock that was ahead would keep what was used then until that time comes, in place of what is
+        used now. Raises DamagedCatalog.
+        """
+        with _damage():
+            ahead = [table for table in USED if self._is_ahead(table, now)]
+            if ahead:
+                with self.atomic() as connection:
+                    for table in ahead:
+                        connection.execute(_PULL_BACK.format(table=table), (now, now))
+                log.warning(
+                    "the clock was set back: uses after it are taken for the newest (%s)", ", ".join(ahead)
+                )
+
+    def _is_ahead(self, table: str, now: float) -> bool:
+        query = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE used_at > ?)"
+        return bool(self._connection.execute(query, (now,)).fetchone()[0])
 
     def blocks(self) -> list[BlockRow]:
         """All block rows. Raises DamagedCatalog."""
@@ -148,7 +175,7 @@ class Catalog:
         """
         try:
             if self._path.with_name(f"{self._path.name}-wal").stat().st_size > limit_nbytes:
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._ops.fold(self._connection)
         except (sqlite3.Error, OSError) as error:
             log.warning("catalog: the write-ahead log was not folded in: %s", error)
 
@@ -162,6 +189,11 @@ class Catalog:
                 "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_at REAL) STRICT"
             )
         applied = _applied(self._connection)
+        names = [migration.__name__ for migration in MIGRATIONS]
+        if applied != set(names[: len(applied)]):
+            raise DamagedCatalog(
+                f"catalog cannot be read: it is of no version ({', '.join(sorted(applied))})"
+            )
         for migration in MIGRATIONS:
             if migration.__name__ not in applied:
                 with self.atomic() as connection:
@@ -171,17 +203,23 @@ class Catalog:
                     )
 
 
-def _refuse_newer(path: Path) -> None:
-    """Raise StoreTooNew for a catalog with migrations that we do not have, without writing to it."""
+def refuse_newer(path: Path) -> None:
+    """Raise StoreTooNew for a catalog with migrations that we do not have, and leave every file as it is."""
     if not path.exists():
         return
+    beside = [path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm")]
+    made = [file for file in beside if not file.exists()]  # by SQLite, which reads no log without them
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             applied = _applied(connection)
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return  # New, damaged or on a bad disk: opening it for writing tells which.
-    unknown = applied - {migration.__name__ for migration in MIGRATIONS}
-    if unknown:
+    finally:
+        for file in made:
+            file.unlink(missing_ok=True)
+    known = {migration.__name__ for migration in MIGRATIONS}
+    unknown = applied - known
+    if unknown and applied > known:  # without all of ours it is no newer one, but damaged
         raise StoreTooNew(
             f"{path} was written by a newer version (it has {', '.join(sorted(unknown))}); "
             "upgrade Dormouse or choose another data folder. Nothing was changed"
@@ -200,6 +238,8 @@ def _damage() -> Iterator[None]:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in BROKEN:
             raise DamagedCatalog(f"catalog cannot be read: {error}") from error
         raise
+    except UnicodeDecodeError as error:  # SQLite's own words, with something of the file in them
+        raise DamagedCatalog(f"catalog cannot be read: {error}") from error
 
 
 def _lock_exclusively(connection: sqlite3.Connection) -> None:
@@ -232,6 +272,11 @@ def _check_structure(connection: sqlite3.Connection) -> None:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise DamagedCatalog(f"catalog cannot be read: {verdict}")
+
+
+def _read_any_text(connection: sqlite3.Connection) -> None:
+    # One damaged name must not cost all others theirs.
+    connection.text_factory = lambda text: text.decode(errors="replace")
 
 
 def _agent_row(tenant: str, name: str, namespace: Namespace, *state: Any) -> AgentRow:

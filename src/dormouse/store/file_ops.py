@@ -13,7 +13,7 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 class FileOps:
-    """The steps of the write protocol. Each raises OSError, `commit` sqlite3.Error."""
+    """The steps of the write protocol. Each raises OSError, `commit` and `fold` sqlite3.Error."""
 
     def make_folder(self, folder: Path) -> None:
         """Create `folder`, owner-only; its parent must exist. The new name is durable on return."""
@@ -78,3 +78,7 @@ class FileOps:
     def commit(self, connection: sqlite3.Connection) -> None:
         """Commit the catalog's transaction."""
         connection.execute("COMMIT")
+
+    def fold(self, connection: sqlite3.Connection) -> None:
+        """Fold the catalog's write-ahead log into its database, and empty it. Raises sqlite3.Error."""
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -319,7 +319,10 @@ class Keeper:
             if blocks:
                 self._health.failed("block files", error)
                 self._drop(blocks)
+            if self._notes.has_unsaved:
+                self._health.failed("documents", error)
             return False
+        self._health.works("documents")
         return True
 
     def _write(self, blocks: Sequence[PendingBlock]) -> list[WrittenBlock]:
@@ -327,11 +330,22 @@ class Keeper:
         written, failed = self._files.write(blocks)
         for _, error in failed:
             self._health.failed("block files", error)
+        if failed:
+            # One whose folder could not be synced lies there without a row: nobody could delete it later.
+            self._spare(written)
+            self._doomed.update((block.link.key, block.namespace) for block, _ in failed)
+            self.unlink_doomed()
         self._drop([block for block, _ in failed])
         if written and not failed:
             self._health.works("block files")
         self._counters.add(Count.BYTES_WRITTEN, sum(w.nbytes for w in written))
         return written
+
+    def _spare(self, written: Sequence[WrittenBlock]) -> None:
+        """These files are new: it was the ones before them that were to go."""
+        for w in written:
+            self._doomed.pop(w.block.link.key, None)
+            self._to_wipe.discard(w.block.link.key)
 
     def _give_up(self, written: Sequence[WrittenBlock], used: Mapping[BlockKey, float]) -> None:
         """The rows of these files could not be committed."""

@@ -13,7 +13,7 @@ MAX_PID_NBYTES = 32
 
 
 class FolderLock:
-    """An exclusive flock on a file that holds the owner's pid; a dead owner's lock is free by itself."""
+    """An exclusive flock on a file that holds the owner's pid, once signed; a dead owner's lock is free by itself."""
 
     def __init__(self, path: Path) -> None:
         """Take the lock. Raises StoreLocked when another process, or another store of ours, has it."""
@@ -30,13 +30,13 @@ class FolderLock:
         except OSError:
             os.close(self._fd)
             raise
-        self._write_pid()
 
     def release(self) -> None:
         """Give the folder up. The file stays: removing it would race with the next owner."""
         os.close(self._fd)
 
-    def _write_pid(self) -> None:
+    def sign(self) -> None:
+        """Write down who the owner is."""
         # A full disk must not keep a server from starting; the pid only serves the error message.
         try:
             os.ftruncate(self._fd, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dormouse.domain.errors import DamagedCatalog, StoreError
 from dormouse.store.block_files import BlockFiles
-from dormouse.store.catalog import Catalog
+from dormouse.store.catalog import Catalog, refuse_newer
 from dormouse.store.documents import DocumentBounds, Documents
 from dormouse.store.file_ops import FileOps
 from dormouse.store.health import WRITE_ERRORS, Health
@@ -68,12 +68,14 @@ def open_parts(folder: Path, ops: FileOps, bounds: Bounds, now: float) -> StoreP
     files = BlockFiles(layout, ops, ledger, bounds.quarantine_nbytes)
     with ExitStack() as undo:
         try:
-            _make_private(layout.root, parents=True)
+            _create(layout.root, ops)
             lock = FolderLock(layout.lock)
             undo.callback(lock.release)
-            for path in (layout.blocks, layout.quarantine):
-                _make_private(path)
-            catalog, index, view, findings = _load(layout, ops, files, ledger, bounds.queue_nbytes)
+            refuse_newer(layout.catalog)  # before anything is written
+            lock.sign()
+            for path in (layout.root, layout.blocks, layout.quarantine):
+                make_private(path, ops)
+            catalog, index, view, findings = _load(layout, ops, files, ledger, bounds.queue_nbytes, now)
             undo.callback(catalog.close)
             notes = Notes(
                 Documents(bounds.documents, catalog.documents()),
@@ -102,17 +104,17 @@ def open_parts(folder: Path, ops: FileOps, bounds: Bounds, now: float) -> StoreP
 
 
 def _load(
-    layout: Layout, ops: FileOps, files: BlockFiles, ledger: Ledger, queue_nbytes: int
+    layout: Layout, ops: FileOps, files: BlockFiles, ledger: Ledger, queue_nbytes: int, now: float
 ) -> tuple[Catalog, Index, StoreView, tuple[str, ...]]:
     """Open and reconcile; a catalog that cannot be read is set aside and made anew."""
     existed = layout.catalog.exists()
     try:
-        catalog, index, reconciler = _read(layout, ops, files, ledger)
+        catalog, index, reconciler = _read(layout, ops, files, ledger, now)
         lost = None if existed else "the catalog was gone"
     except DamagedCatalog as error:
         log.error("%s; it moves to quarantine and is rebuilt from the block files", error)
         _set_catalog_aside(layout, files)
-        catalog, index, reconciler = _read(layout, ops, files, ledger)
+        catalog, index, reconciler = _read(layout, ops, files, ledger, now)
         lost = f"{error}; it is in quarantine"
     ledger.measure_catalog()
     log.info("opened %s: %d blocks, %s", layout.root, len(index.blocks), reconciler.findings)
@@ -124,12 +126,13 @@ def _load(
 
 
 def _read(
-    layout: Layout, ops: FileOps, files: BlockFiles, ledger: Ledger
+    layout: Layout, ops: FileOps, files: BlockFiles, ledger: Ledger, now: float
 ) -> tuple[Catalog, Index, Reconciler]:
     if not layout.catalog.exists():
         _set_catalog_aside(layout, files)  # A log without its database belongs to another one.
     catalog = Catalog(layout.catalog, ops)
     try:
+        _pull_back(catalog, now)
         reconciler = Reconciler(layout, catalog, files, ledger, ops)
         index, change = reconciler.load()
         _commit_repairs(catalog, change)
@@ -138,6 +141,13 @@ def _read(
         catalog.close()
         raise
     return catalog, index, reconciler
+
+
+def _pull_back(catalog: Catalog, now: float) -> None:
+    try:
+        catalog.pull_back(now)
+    except sqlite3.Error as error:
+        log.warning("uses ahead of the clock stay as they are: %s", error)
 
 
 def _commit_repairs(catalog: Catalog, change: Change) -> None:
@@ -154,7 +164,15 @@ def _set_catalog_aside(layout: Layout, files: BlockFiles) -> None:
             files.quarantine(path)
 
 
-def _make_private(folder: Path, *, parents: bool = False) -> None:
-    folder.mkdir(mode=FOLDER_MODE, parents=parents, exist_ok=True)
+def make_private(folder: Path, ops: FileOps) -> None:
+    """Make `folder` its owner's only, and what lacks above it too: who can rename a parent has the folder."""
+    _create(folder, ops)
     if folder.stat().st_mode & GROUP_AND_OTHERS:
         folder.chmod(FOLDER_MODE)
+
+
+def _create(folder: Path, ops: FileOps) -> None:
+    """Create `folder` and what is missing above it; each new name is durable before it is used."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        ops.make_folder(path)

@@ -13,9 +13,9 @@ from tests.runtimes.torch.toys import BLOCK, load_toy, prefill, save_toy, stored
 
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.errors import ModelError
-from dormouse.runtimes.torch.config import DecoderConfig
-from dormouse.runtimes.torch.context import Context, Scaling
-from dormouse.runtimes.torch.rope import Rope
+from dormouse.runtimes.context import Context, Scaling
+from dormouse.runtimes.decoder_config import DecoderConfig
+from dormouse.runtimes.rope import Rope
 
 TRAINED, FACTOR = 64, 4
 LENGTH = 200

@@ -18,11 +18,11 @@ from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.errors import ModelError, UnsupportedModel
 from dormouse.domain.plan import Chunk, Plan
 from dormouse.runtimes.base import Runtime
-from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
+from dormouse.runtimes.fingerprint import DigestCache, model_fingerprint
+from dormouse.runtimes.model_files import weight_files
 from dormouse.runtimes.torch.reference import ReferenceKernels
 from dormouse.runtimes.torch.runtime import TorchRuntime
 from dormouse.runtimes.torch.selection import load_kernels
-from dormouse.runtimes.torch.weights import weight_files
 
 PAGES = (0, 1, 2)
 

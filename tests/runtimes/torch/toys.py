@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.plan import Chunk, Plan
-from dormouse.runtimes.torch.context import AS_TRAINED, Context
+from dormouse.runtimes.context import AS_TRAINED, Context
 from dormouse.runtimes.torch.runtime import TorchRuntime
 
 VOCAB = 97

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dormouse.domain.conversation import Message, Tool, ToolCall
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +155,12 @@ def tool_json(tool: Tool) -> dict[str, Any]:
 
 
 def dumps(value: Any) -> str:
-    """JSON as models are trained on it: Python's spaces, characters as they are, keys in their order."""
-    return json.dumps(value, ensure_ascii=False)
+    """JSON as models are trained on it: Python's spaces, characters as they are, keys in their order.
+
+    Halves of characters, which a model may write as escapes, stay escapes: no answer could hold them.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if _HALF.search(text) else text
 
 
 def read_json(text: str) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.decoder_config import DecoderConfig
 from dormouse.runtimes.torch.kernels import RowOps
 from dormouse.runtimes.torch.layers import Layer, LayerOps
 from dormouse.runtimes.torch.linear import Linear
@@ -67,4 +67,4 @@ class Pass:
                     return x.new_empty((0, config.vocab_size), dtype=torch.float32)
                 q, x = q[rows], x[rows]
             y = layer.complete(q, x, batch, arena, next_norm)
-        return decoder.head(y).float()
+        return decoder.head.wide(y)

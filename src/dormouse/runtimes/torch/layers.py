@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.decoder_config import DecoderConfig
 from dormouse.runtimes.torch.kernels import AttentionBatch, Kernels, RowOps
 from dormouse.runtimes.torch.linear import Linear
 from dormouse.runtimes.torch.rope import RopeTable

@@ -28,9 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class Linear(Protocol):
-    """`x @ weight.T + bias` for `x` `[rows, in]`; gives `[rows, out]` in the same dtype."""
+    """`x @ weight.T + bias` for `x` `[rows, in]`."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[rows, out]` in the dtype of `x`."""
+
+    def wide(self, x: Tensor) -> Tensor:
+        """`[rows, out]` in fp32, for logits: as exact as the product comes."""
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +66,10 @@ class PackedLinear:
             return _product(x, self.weight, self.bias)
         return _product(pad_rows(x, self.tile), self.weight, self.bias)[:rows]
 
+    def wide(self, x: Tensor) -> Tensor:
+        """See `Linear`; oneDNN's product is rounded to the dtype of `x` before."""
+        return self(x).float()
+
 
 @dataclass(frozen=True, slots=True)
 class PlainLinear:
@@ -77,6 +85,10 @@ class PlainLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(pad_rows(x, ROW_TILE), self.weight, self.bias)[: x.shape[0]]
+
+    def wide(self, x: Tensor) -> Tensor:
+        """See `Linear`; the product is rounded to the dtype of `x` before."""
+        return self(x).float()
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:

@@ -8,7 +8,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public
 
 from dormouse import _native
 from dormouse.domain.cache_spec import CacheSpec
-from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.decoder_config import DecoderConfig
 from dormouse.runtimes.torch.kernels import AttentionBatch
 from dormouse.runtimes.torch.layers import Layer
 from dormouse.runtimes.torch.native import native_layout

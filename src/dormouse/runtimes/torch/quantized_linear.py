@@ -58,8 +58,16 @@ class QuantizedLinear:
         return self.packed.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        return self._product(x, x.dtype)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """See `Linear`; sums are never rounded to the dtype of `x`."""
+        return self._product(x, torch.float32)
+
+    def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = x if x.stride(1) == 1 else x.contiguous()
-        out = torch.empty((x.shape[0], self.outputs), dtype=x.dtype)
+        out = torch.empty((x.shape[0], self.outputs), dtype=dtype)
         bias = None if self.bias is None else to_dlpack(self.bias)
         _native.linear(
             to_dlpack(x), to_dlpack(self.packed), self.bits, bias, to_dlpack(out), torch.get_num_threads()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,21 +10,23 @@ import numpy as np
 import torch
 
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
-from dormouse.domain.errors import ModelError, ModelFilesMissing, UnsupportedModel
+from dormouse.domain.errors import ModelError
 from dormouse.domain.model_spec import ModelSpec
 from dormouse.domain.plan import Chunk, Plan
 from dormouse.runtimes.base import Logits
+from dormouse.runtimes.context import AS_TRAINED, Context
+from dormouse.runtimes.decoder_config import DecoderConfig
+from dormouse.runtimes.fingerprint import DigestCache, model_fingerprint
+from dormouse.runtimes.model_files import weight_files
 from dormouse.runtimes.torch.arena import Arena
-from dormouse.runtimes.torch.config import DecoderConfig
-from dormouse.runtimes.torch.context import AS_TRAINED, Context
 from dormouse.runtimes.torch.decoder import Decoder, Pass
-from dormouse.runtimes.torch.fingerprint import DigestCache, model_fingerprint
 from dormouse.runtimes.torch.kernels import RowOps
 from dormouse.runtimes.torch.layers import LayerOps
 from dormouse.runtimes.torch.mapped import drop_mapped
+from dormouse.runtimes.torch.preflight import read_decoder_config
 from dormouse.runtimes.torch.selection import bind_layers, linear_maker, load_kernels, load_row_ops
 from dormouse.runtimes.torch.step import Step
-from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader, weight_files
+from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -52,6 +54,7 @@ class TorchRuntime:
         self._open: _Parts | None = parts
         self._num_pages = parts.arena.num_pages
         self._weights_nbytes = weights_nbytes
+        self._row_invariant = parts.arena.memory.device.type == "cpu"
 
     @classmethod
     def load(
@@ -81,24 +84,27 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         target = _device(device)
         compute = _dtype(dtype, target)
-        config, length = context.fit(DecoderConfig.from_hf(read_config(folder)))
+        config, length = context.fit(read_decoder_config(folder))
         files = weight_files(folder)
         fingerprint = model_fingerprint(folder, files, config.canonical(), digests)
         spec = _model_spec(name, config, fingerprint, length)
         cache = spec.cache_spec(kv_format, block_size)
         num_pages = -(-arena_tokens // block_size)
         loader = DecoderLoader(config, Checkpoint(files), target, compute, linear_maker(weights, target))
-        with torch.inference_mode():
-            decoder = loader.load(min(length, num_pages * block_size))
-        # Outside of inference mode: its tensors could not be written to by `copy_page` later.
-        arena = Arena(cache, num_pages, target)
-        widths = (config.hidden_size, config.intermediate_size, config.head_dim)
-        ops = load_row_ops(widths, target)
-        layers = bind_layers(decoder, cache, load_kernels(cache, target), ops)
-        parts = _Parts(decoder, arena, layers, ops)
-        runtime = cls(spec, cache, parts, loader.nbytes)
-        # Kernels are chosen and scratch memory is made on first use: not on the first request's time.
-        runtime.forward(_WARM_UP)
+        with ExitStack() as opened:
+            # First, so that its headroom is mapped beside the loading of weights. Outside of inference mode:
+            # its tensors could not be written to by `copy_page` later.
+            arena = Arena(cache, num_pages, target)
+            opened.callback(arena.close)
+            with torch.inference_mode():
+                decoder = loader.load(min(length, num_pages * block_size))
+            widths = (config.hidden_size, config.intermediate_size, config.head_dim)
+            ops = load_row_ops(widths, target)
+            layers = bind_layers(decoder, cache, load_kernels(cache, target), ops)
+            runtime = cls(spec, cache, _Parts(decoder, arena, layers, ops), loader.nbytes)
+            # Kernels are chosen and scratch memory is made on first use: not on the first request's time.
+            runtime.forward(_WARM_UP)
+            opened.pop_all()
         drop_mapped(files)
         return runtime
 
@@ -121,6 +127,11 @@ class TorchRuntime:
     def num_pages(self) -> int:
         """Pages are numbered from 0."""
         return self._num_pages
+
+    @property
+    def row_invariant(self) -> bool:
+        """On CPUs; other devices choose kernels by shape."""
+        return self._row_invariant
 
     @property
     def weights_nbytes(self) -> int:
@@ -186,20 +197,6 @@ def _model_spec(name: str, config: DecoderConfig, fingerprint: str, length: int)
         vocab_size=config.vocab_size,
         context_length=length,
     )
-
-
-def read_config(folder: Path) -> dict[str, object]:
-    """The object in config.json. Raises ModelFilesMissing or UnsupportedModel."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_bytes())
-    except FileNotFoundError as exc:
-        raise ModelFilesMissing(f"{folder} lacks config.json") from exc
-    except ValueError as exc:
-        raise UnsupportedModel(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(raw, dict):
-        raise UnsupportedModel(f"{path} holds no object")
-    return raw
 
 
 def _device(name: str) -> torch.device:

@@ -6,7 +6,6 @@ two full copies of a model. The embedding stays mapped on the CPU: only rows tha
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dormouse.domain.errors import ModelFilesMissing, UnsupportedModel
-from dormouse.runtimes.torch.config import DecoderConfig
+from dormouse.runtimes.decoder_config import DecoderConfig
+from dormouse.runtimes.rope import Rope
 from dormouse.runtimes.torch.decoder import Decoder
 from dormouse.runtimes.torch.layers import Layer
 from dormouse.runtimes.torch.linear import Linear
-from dormouse.runtimes.torch.rope import Rope, RopeTable
+from dormouse.runtimes.torch.rope import RopeTable
 
-INDEX = "model.safetensors.index.json"
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 """Where the decoder's tensors lie: plain models, and the text part of Gemma 3 before and since 4.52."""
 
@@ -31,34 +30,6 @@ _NOT_OURS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.|rotary_emb
 """Tensors that the text decoder does not need: the vision part, and frequencies that old files carry."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The model's safetensors files in name order.
-
-    Raises ModelFilesMissing, naming what is not there, and UnsupportedModel for an index that is not one.
-    """
-    index, single = folder / INDEX, folder / "model.safetensors"
-    if index.is_file():
-        files = [folder / name for name in _indexed_names(index)]
-    elif single.is_file():
-        files = [single]  # beside it some folders keep the same weights in their maker's own layout
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    absent = [file.name for file in files if not file.is_file()]
-    if absent or not files:
-        raise ModelFilesMissing(f"{folder} lacks {', '.join(absent) or 'safetensors weights'}")
-    return files
-
-
-def _indexed_names(index: Path) -> list[str]:
-    try:
-        names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, LookupError, TypeError, AttributeError) as exc:
-        raise UnsupportedModel(f"{index} is not an index of safetensors files") from exc
-    if any(Path(name).name != name for name in names):
-        raise UnsupportedModel(f"{index} names files outside of its folder")
-    return sorted(names)
 
 
 class Checkpoint:
@@ -70,7 +41,7 @@ class Checkpoint:
         for path in files:
             try:
                 file: Any = safe_open(path, framework="pt")
-            except SafetensorError as exc:
+            except (SafetensorError, OSError, ValueError) as exc:
                 raise UnsupportedModel(f"{path} is not a whole safetensors file: {exc}") from exc
             self._files.update(dict.fromkeys(file.keys(), file))
         self._stored_names = {_short_name(name): name for name in self._files}

@@ -8,14 +8,19 @@ spellings of the rotary embedding are read: `rope_parameters` (transformers 5, f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dormouse.domain.errors import UnsupportedModel
-from dormouse.runtimes.torch.rope import Rope, parse_rope
+from dormouse.runtimes.rope import Rope, parse_rope
 
 Raw = Mapping[str, Any]
+
+_MOST_LAYERS = 1024
+_LARGEST = 1 << 40
+"""Of any size: far beyond every model, and far below where arithmetic becomes slow."""
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -131,7 +136,14 @@ class DecoderConfig:
     @classmethod
     def from_hf(cls, raw: Raw) -> DecoderConfig:
         """Parse the dict of a `config.json`. Raises UnsupportedModel, naming what is missing."""
-        raw = _with_defaults(raw)
+        try:
+            return cls._parse(_with_defaults(raw))
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            # A stranger's file may have anything in place of a number.
+            raise UnsupportedModel(f"config.json cannot be used: {error}") from error
+
+    @classmethod
+    def _parse(cls, raw: Raw) -> DecoderConfig:
         family = raw["model_type"]
         gemma = family == "gemma3_text"
         _refuse_unsupported(raw)
@@ -143,6 +155,8 @@ class DecoderConfig:
             raise UnsupportedModel(f"{num_heads} heads cannot share {num_kv_heads} KV heads evenly")
         if head_dim % 2:
             raise UnsupportedModel(f"head size {head_dim} is odd; rotary embedding needs pairs")
+        for name, value in (("num_key_value_heads", num_kv_heads), ("head_dim", head_dim)):
+            _positive({name: value}, name)
         attention_bias = bool(raw["attention_bias"])
         return cls(
             architecture=family,
@@ -153,7 +167,7 @@ class DecoderConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             context_length=_positive(raw, "max_position_embeddings"),
-            norm_eps=float(raw["rms_norm_eps"]),
+            norm_eps=_finite(raw["rms_norm_eps"], "rms_norm_eps"),
             activation=_activation(raw),
             tied_embeddings=bool(raw["tie_word_embeddings"]),
             qkv_bias=attention_bias or family == "qwen2",
@@ -163,7 +177,7 @@ class DecoderConfig:
             norms_less_one=gemma,
             sandwich_norms=gemma,
             embedding_scale=hidden_size**0.5 if gemma else 1.0,
-            attention_scale=(raw["query_pre_attn_scalar"] if gemma else head_dim) ** -0.5,
+            attention_scale=_finite(raw["query_pre_attn_scalar"] if gemma else head_dim, "head_dim") ** -0.5,
             layers=_layers(raw),
         )
 
@@ -200,9 +214,16 @@ def _refuse_unsupported(raw: Raw) -> None:
 
 def _positive(raw: Raw, key: str) -> int:
     value = raw.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise UnsupportedModel(f"config.json: {key} is {value!r}, it must be a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+        raise UnsupportedModel(f"config.json: {key} is {value!r}, it must be an integer from 1 to {_LARGEST}")
     return value
+
+
+def _finite(value: Any, key: str) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise UnsupportedModel(f"config.json: {key} is {value!r}, it must be a number from 0 on")
+    return number
 
 
 def _activation(raw: Raw) -> str:
@@ -219,6 +240,8 @@ def _layers(raw: Raw) -> tuple[LayerConfig, ...]:
     window = raw.get("sliding_window")
     if SLIDING in kinds and not window:
         raise UnsupportedModel("config.json: layers with sliding_attention, but no sliding_window")
+    if SLIDING in kinds:
+        _positive(raw, "sliding_window")
     return tuple(
         LayerConfig(window if kind == SLIDING else None, ropes[kind] if rope else None)
         for kind, rope in zip(kinds, has_rope, strict=True)
@@ -227,6 +250,8 @@ def _layers(raw: Raw) -> tuple[LayerConfig, ...]:
 
 def _has_rope(raw: Raw) -> list[bool]:
     num_layers = _positive(raw, "num_hidden_layers")
+    if num_layers > _MOST_LAYERS:
+        raise UnsupportedModel(f"config.json: {num_layers} layers are more than {_MOST_LAYERS}")
     if raw["model_type"] != "smollm3":
         return [True] * num_layers
     # `no_rope_layers` holds 1 for a layer that HAS rope.

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dormouse.domain.errors import ModelError
-from dormouse.runtimes.torch.config import DecoderConfig, LayerConfig
-from dormouse.runtimes.torch.rope import Rope
+from dormouse.runtimes.decoder_config import DecoderConfig, LayerConfig
+from dormouse.runtimes.rope import Rope
 
 Scaling = Literal["none", "linear", "yarn"]
 
