@@ -82,7 +82,6 @@ def _of_pace(soak: dict[str, Any], bounds: PromisesOf) -> Iterator[Verdict]:
     words, twins, tokens = soak["words"], soak["twins"], soak["hits"]["tokens"]
     yield _found("sleeping agents were woken from disk", tokens["disk"], "tokens")
     yield _found("prefixes were found in memory", tokens["memory"], "tokens")
-    yield _found("agents know their own words", words["said"], "replies")
     yield _found("histories were compared after restarts", words["histories"], "histories")
     yield _found("twins of agents that slept through a restart", twins["slept"], "sessions")
 

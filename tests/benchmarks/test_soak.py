@@ -104,7 +104,6 @@ def put(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("hits", "tokens", "disk", value=0), "sleeping agents"),
         (put("hits", "tokens", "memory", value=0), "prefixes"),
         (put("words", "leaks", value=["a has b's"]), "no reply has"),
-        (put("words", "said", value=0), "agents know"),
         (put("words", "histories", value=0), "histories were"),
         (put("problems", value=["history"]), "histories, "),
         (put("twins", "different", value=["a"]), "a twin"),
