@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from benchmarks.soak.replies import Attempt, Outcome, Reply
 REQUEST_LIMIT_S = 180.0
 _MOST_ATTEMPTS = 40
 _BUSY_STATUS = (429, 529)
-_BUSY_CODES = ("rate_limit_exceeded", "overloaded_error")
+_BUSY_CODE = "rate_limit_exceeded"
+_TOLD = re.compile(r"try again in (\d+)s")
+"""How a stream of Responses says what `Retry-After` says elsewhere."""
 
 
 Recover = Callable[[], Awaitable[Reply | None]]
@@ -122,9 +125,10 @@ class Client:
             attempt.outcome = Outcome.OK
             return 0.0
         attempt.detail = f"{reply.error_code}: {reply.error}" if reply.error else "the stream broke off"
-        if reply.error_code in _BUSY_CODES and self._is_crowded(attempt.at):
+        told = _TOLD.search(reply.error)
+        if reply.error_code == _BUSY_CODE and told and self._is_crowded(attempt.at):
             attempt.outcome = Outcome.REFUSED
-            return 2.0
+            return float(told[1])
         if self.host.was_down(attempt.at):
             attempt.outcome = Outcome.RESTART
         return 0.2

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.soak.mix import PromisesOf
 from benchmarks.soak.samples import Sample
+
+_SETTLED_S = 20.0
+"""After a restart all agents come back at once; so long a server may say that it is full."""
 
 KEPT, BROKEN, NOT_JUDGED = "kept", "broken", "not judged"
 
@@ -31,16 +34,33 @@ class Verdict:
 def verdicts(
     soak: dict[str, Any], samples: list[Sample], most_disk: int, bounds: PromisesOf
 ) -> list[Verdict]:
-    """All of them, of the document of a soak."""
+    """All of them, of the document of a soak.
+
+    While other processes have the cores, times are not judged, nor how much happened in the time there was.
+    """
+    others = statistics.median(sample.others_percent for sample in samples) if samples else 0.0
+    busy = f"other processes took {others:.0f}% of the cores" if others > bounds.others_percent else ""
+    cut = soak["interrupted"] or soak["failure"]
     return [
-        *_of_answers(soak, samples, bounds),
+        *_of_answers(soak),
+        *(
+            _unless(verdict, busy or ("the run was cut short" if cut else ""))
+            for verdict in _of_pace(soak, bounds)
+        ),
         *_of_bounds(soak, samples, most_disk, bounds),
         *_of_words(soak),
-        *_of_the_end(soak),
+        *(_unless(verdict, "the run was cut short" if cut else "") for verdict in _of_the_end(soak)),
     ]
 
 
-def _of_answers(soak: dict[str, Any], samples: list[Sample], bounds: PromisesOf) -> Iterator[Verdict]:
+def _unless(verdict: Verdict, reason: str) -> Verdict:
+    """What is not kept for a `reason` that is not the server's is not judged."""
+    return (
+        replace(verdict, state=NOT_JUDGED, remark=reason) if reason and verdict.state == BROKEN else verdict
+    )
+
+
+def _of_answers(soak: dict[str, Any]) -> Iterator[Verdict]:
     errors = soak["errors"]
     yield _verdict(
         "every request is answered", "0 errors", f"{len(errors)}", not errors, "; ".join(errors[:3])
@@ -49,17 +69,21 @@ def _of_answers(soak: dict[str, Any], samples: list[Sample], bounds: PromisesOf)
         good = crowd["refused"] > 0 and crowd["answered"] == crowd["visitors"]
         figure = f"{crowd['answered']} of {crowd['visitors']} answered, {crowd['refused']} times refused"
         yield _verdict("a crowd is refused with Retry-After, then answered", "all, 1 or more", figure, good)
+
+
+def _of_pace(soak: dict[str, Any], bounds: PromisesOf) -> Iterator[Verdict]:
+    """Times, and that everything happened which the soak is to show."""
     p95 = soak["latency"]["reply_s"].get("p95")
     figure = f"{p95} s" if p95 is not None else "no reply"
     bound = f"p95 of whole replies under {bounds.reply_p95_s:g} s"
-    others = statistics.median(sample.others_percent for sample in samples) if samples else 100.0
-    if others > bounds.others_percent:
-        why = f"other processes took {others:.0f}% of the cores"
-        yield Verdict("a normal reply is quick", bound, figure, NOT_JUDGED, why)
-    else:
-        yield _verdict("a normal reply is quick", bound, figure, p95 is not None and p95 < bounds.reply_p95_s)
-    yield _found("sleeping agents were woken from disk", soak["hits"]["tokens"]["disk"], "tokens")
-    yield _found("prefixes were found in memory", soak["hits"]["tokens"]["memory"], "tokens")
+    yield _verdict("a normal reply is quick", bound, figure, p95 is not None and p95 < bounds.reply_p95_s)
+    came, planned = len(soak["crowds"]), soak["planned_crowds"]
+    yield _verdict("crowds came and went", f"{planned}", f"{came}", came == planned)
+    words, twins, tokens = soak["words"], soak["twins"], soak["hits"]["tokens"]
+    yield _found("sleeping agents were woken from disk", tokens["disk"], "tokens")
+    yield _found("prefixes were found in memory", tokens["memory"], "tokens")
+    yield _found("histories were compared after restarts", words["histories"], "histories")
+    yield _found("twins of agents that slept through a restart", twins["slept"], "sessions")
 
 
 def _of_bounds(
@@ -85,8 +109,11 @@ def _of_bounds(
     most = max([most_disk, *(max(s.disk_walked, s.disk_ledger) for s in samples)])
     figure = f"{most / 1e6:.0f} MB at most, in {len(samples)} samples"
     yield _verdict("the disk quota holds", f"{quota / 1e6:.0f} MB", figure, 0 < most <= quota)
-    ill = [f"{s.at:.0f} s: {s.status} {s.reasons}" for s in samples if s.is_calm and s.status != "ok"]
-    yield _verdict("health is ok but for crowds", "0 samples", f"{len(ill)}", not ill, "; ".join(ill[:3]))
+    settled = [s for s in samples if s.is_calm and s.age >= _SETTLED_S]
+    ill = [f"{s.at:.0f} s: {s.status} {s.reasons}" for s in settled if s.status != "ok"]
+    yield _verdict(
+        "health is ok but for crowds and restarts", "0 samples", f"{len(ill)}", not ill, "; ".join(ill[:3])
+    )
 
 
 def _of_words(soak: dict[str, Any]) -> Iterator[Verdict]:
@@ -94,7 +121,6 @@ def _of_words(soak: dict[str, Any]) -> Iterator[Verdict]:
     leaks = words["leaks"]
     figure = f"{len(leaks)}; own words said in {words['said']} of {words['asked']} replies"
     yield _verdict("no reply has another agent's word", "0", figure, not leaks, "; ".join(leaks[:3]))
-    yield _found("agents know their own words", words["said"], "replies")
     problems = soak["problems"]
     figure = (
         f"{len(problems)}; {words['histories']} histories after restarts, {words['continued']} replies asked "
@@ -104,7 +130,6 @@ def _of_words(soak: dict[str, Any]) -> Iterator[Verdict]:
     yield _verdict(
         "histories, continuations and calls are as they must be", "0 problems", figure, not problems, shown
     )
-    yield _found("histories were compared after restarts", words["histories"], "histories")
     different = twins["different"]
     figure = (
         f"{len(different)} of {twins['turns']} replies in {twins['sessions']} sessions, of which "
@@ -113,7 +138,6 @@ def _of_words(soak: dict[str, Any]) -> Iterator[Verdict]:
     yield _verdict(
         "a twin that never slept says the same", "0 differ", figure, not different, "; ".join(different[:2])
     )
-    yield _found("twins of agents that slept through a restart", twins["slept"], "sessions")
 
 
 def _of_the_end(soak: dict[str, Any]) -> Iterator[Verdict]:

@@ -91,13 +91,14 @@ class Soak:
     async def _finish(self) -> None:
         """What can only be seen when the load is over."""
         self._end["seconds"] = round(self.host.now, 1)
+        if self.stop.is_set():
+            return  # who stops the run may have stopped the server, too
         await self.host.until_up()
         await self._settle()
         await self.sampler.take()
         await self.host.end(What.SIGTERM)
         self._end["verify"] = await asyncio.to_thread(_verify, self.host.data_dir)
-        if not self.stop.is_set():
-            await self._compare()
+        await self._compare()
         self._end["complaints"] = _complaints(self.host.log)
 
     async def _settle(self) -> None:
@@ -147,6 +148,7 @@ class Soak:
             "outcomes": figures.outcomes(attempts),
             "errors": figures.errors(attempts),
             "crowds": self.moments.crowds,
+            "planned_crowds": sum(moment.what is What.CROWD for moment in self.mix.moments),
             "latency": figures.latencies(attempts, reply_tokens),
             "hits": figures.hits(samples, attempts),
             "memory": figures.memory(samples, seconds, warm_up_s),

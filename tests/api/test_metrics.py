@@ -254,11 +254,17 @@ def test_labels_are_bounded(service: Service) -> None:
     for number in range(5):
         service.http.get(f"/nothing/{number}")
         service.http.get(f"/v1/agents/{number}")
+        service.http.get(f"/v1/agents/{number}/messages")
+        service.http.post(f"/v1/agents/{number}/sleep")
+        service.http.get(f"/v1/agents/{number}/export")
         service.http.request(f"BREW{number}", "/v1/models")
     labels = {labels for name, labels in scrape(service) if name == "dormouse_requests_total"}
     assert labels == {
         ("none", "GET", "unmatched", "404"),
         ("agents", "GET", "/v1/agents/{name:path}", "404"),
+        ("agents", "GET", "/v1/agents/{name:path}/messages", "404"),
+        ("agents", "POST", "/v1/agents/{name:path}/sleep", "404"),
+        ("agents", "GET", "/v1/agents/{name:path}/export", "404"),
         ("openai", "other", "/v1/models", "405"),
     }
 

@@ -143,6 +143,14 @@ def test_refusals_and_failures_have_lines(service: Service, lines: Lines) -> Non
     assert (other["status"], "outcome" in other) == (400, False)
 
 
+def test_what_the_engine_does_not_take_in_is_refused_and_not_aborted(service: Service, lines: Lines) -> None:
+    said = [{"role": "user", "content": "word " * 4_000}]
+    answer = service.http.post("/v1/chat/completions", json={"model": "fake", "messages": said})
+    assert answer.status_code == 400
+    (line,) = lines.requests(1)
+    assert (line["outcome"], line["error"]) == ("refused", "context_length_exceeded")
+
+
 class Dying(FakeRuntime):
     def forward(self, plan: Plan) -> Logits:
         raise MemoryError(f"no room for {plan.num_tokens} tokens")

@@ -40,10 +40,10 @@ class RollbackBody(BaseModel):
     checkpoint: str
 
 
-def router(services: Services) -> APIRouter:
+def router(services: Services, prefix: str) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
     host, store, turns = services.host, services.store, services.turns
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(prefix=prefix, route_class=JsonRoute)
 
     @routes.post("/{name:path}/fork", status_code=201)
     async def fork(name: str, body: ForkBody, caller: CallerParam) -> dict[str, Any]:

@@ -29,9 +29,9 @@ UPLOAD_IDLE_S = 30.0
 _SUFFIX = ".agent.safetensors"
 
 
-def router(host: ModelHost, store: BlockStore) -> APIRouter:
+def router(host: ModelHost, store: BlockStore, prefix: str) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
-    routes = APIRouter()
+    routes = APIRouter(prefix=prefix)
     one_at_a_time = asyncio.Semaphore(1)
 
     @routes.get("/{name:path}/export", response_class=StreamingResponse)

@@ -38,9 +38,9 @@ class TurnBody(ChatBody):
     messages: Annotated[list[MessageBody], Field(min_length=1)]
 
 
-def router(services: Services) -> APIRouter:
+def router(services: Services, prefix: str) -> APIRouter:
     """The routes; to be included before those that take any path for a name."""
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(prefix=prefix, route_class=JsonRoute)
     transcripts = Transcripts(services.store)
 
     @routes.post("/{name:path}/messages")

@@ -67,9 +67,12 @@ def router(services: Services) -> APIRouter:
     """All routes below `PREFIX`; actions come first, since a name matches any path."""
     host, store = services.host, services.store
     routes = APIRouter(prefix=PREFIX, route_class=JsonRoute)
-    routes.include_router(agent_files.router(host, store))
-    routes.include_router(agent_actions.router(services))
-    routes.include_router(agent_messages.router(services))
+    # Each has the whole prefix, and is not given it when included: logs and metrics name the template that
+    # a route was made with.
+    everything = APIRouter()
+    everything.include_router(agent_files.router(host, store, PREFIX))
+    everything.include_router(agent_actions.router(services, PREFIX))
+    everything.include_router(agent_messages.router(services, PREFIX))
 
     def one(tenant: str, name: str) -> dict[str, Any]:
         return agent_row(store.agent(tenant, name), host.served, store)
@@ -141,4 +144,5 @@ def router(services: Services) -> APIRouter:
         services.decisions.forget(caller.tenant, name)
         return {"id": name, "object": "agent.deleted", "deleted": True}
 
-    return routes
+    everything.include_router(routes)
+    return everything

@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 from dormouse.api.caller import Caller
 from dormouse.api.errors import speaks_anthropic
 from dormouse.api.rate_limits import RateLimits
+from dormouse.domain.errors import DormouseError
 from dormouse.domain.requests import Event, Failed, Finished, Request, TextDelta
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -25,10 +26,13 @@ class Reply:
     submitted_at: float
     pieces: list[float] = field(default_factory=list)
     end: Finished | Failed | None = None
+    is_refused: bool = False
 
     @property
     def outcome(self) -> str:
-        """Its finish reason, `failed`, or `aborted` when the client went away."""
+        """Its finish reason, `failed`, `refused` if it never began, `aborted` if the client went away."""
+        if self.is_refused:
+            return "refused"
         if self.end is None:
             return "aborted"
         return self.end.reason.value if isinstance(self.end, Finished) else "failed"
@@ -41,6 +45,10 @@ class Reply:
             used = self.end.usage
             return used.prompt_tokens - used.cached_tokens + used.completion_tokens
         return len(self.request.prompt) + len(self.pieces) if self.pieces else 0
+
+    def refuse(self, error: DormouseError) -> None:
+        """The engine did not take it in."""
+        self.is_refused, self.end = True, Failed(error)
 
     def note(self, event: Event) -> None:
         """On the engine thread: a note, no more, before anybody can see the event."""

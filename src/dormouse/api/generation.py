@@ -22,7 +22,7 @@ from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import Namespace
 from dormouse.domain.constraint import Constraint
 from dormouse.domain.conversation import Called, Conversation, Message, Piece, Role, Said, Thought
-from dormouse.domain.errors import AgentNotFound, StoreError
+from dormouse.domain.errors import AgentNotFound, DormouseError, StoreError
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.requests import (
     Failed,
@@ -163,7 +163,12 @@ class Generation:
         )
         if ask.call is not None:
             self._request = ask.call.observe(self._request, served.name)
-        served.engine.submit(self._request)
+        try:
+            served.engine.submit(self._request)
+        except DormouseError as error:
+            if ask.call is not None:
+                ask.call.replies[-1].refuse(error)
+            raise
 
     @classmethod
     async def begin(cls, services: Services, served: ServedModel, ask: Ask) -> Generation:

@@ -253,7 +253,8 @@ REQUESTS = Recorded(
 )
 REPLIES = Recorded(
     "dormouse_replies_total",
-    "Generations by how they ended: stop, length, failed, aborted (the client went away).",
+    "Generations by how they ended: stop, length, failed, refused (never begun: a full queue, a prompt "
+    "that is too long), aborted (the client went away).",
     ("outcome",),
 )
 REQUEST_SECONDS = Recorded(
