@@ -17,6 +17,7 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
+from dormouse.api.connection import Connection
 from dormouse.domain.errors import CannotListen, ShuttingDown
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Server(uvicorn.Server):
         # Requests end by the engine's grace; uvicorn's own bound is only for connections that hang.
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_config=None,
             access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
