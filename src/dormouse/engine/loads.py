@@ -104,6 +104,8 @@ class Loads:
                     sequence.woken_at = sequence.woken_at or time.monotonic()
         elif self._store.contains(load.link.key):
             self._unreadable[load.link.key] = time.monotonic() + _RETRY_READ_S
+            for sequence in waiters:
+                sequence.reads = False  # it says nothing of the block: the next one would fail as well
         self._pool.free(load.page)
         return [] if ok else waiters
 

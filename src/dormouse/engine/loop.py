@@ -275,7 +275,7 @@ class EngineLoop:
             try:
                 self._store.load(load.link.key, buffer, partial(self._post_loaded, load))
             except StoreError as error:
-                self._loaded(load, error)
+                self._post_loaded(load, error)  # a message: it wakes whoever has nothing to compute
         if step.ahead:
             self._store.read_ahead(step.ahead)
         if not step.plan.chunks:

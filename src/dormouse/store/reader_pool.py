@@ -118,7 +118,7 @@ class ReaderPool:
         """After a read: whether this thread goes on, or others have taken its place."""
         with self._lock:
             me.since, me.is_stuck = None, False
-            if len(self._threads) <= self._num_threads:
+            if sum(not one.is_stuck for one in self._threads) <= self._num_threads:
                 return True
             self._threads.remove(me)
             return False
