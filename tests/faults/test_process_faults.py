@@ -47,7 +47,8 @@ def test_a_server_without_descriptors_serves_again_when_there_are_some(
                 assert again.json()["choices"] == expected["choices"], "and so is a new one"
                 assert "descriptors_low" not in reasons(late)
         assert server.stop() == 0
-    assert "out of system resource" in log.read_text()
+    said = " ".join(log.read_text().split())
+    assert 1 <= said.count("no descriptor is left") < 30, "and not thousands of times"
 
 
 def test_an_arena_that_cannot_be_mapped_is_told_at_the_start(smollm2: ModelFolder, tmp_path: Path) -> None:

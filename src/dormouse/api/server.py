@@ -17,6 +17,7 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
+from dormouse.api.accept_errors import AcceptErrors
 from dormouse.api.connection import Connection
 from dormouse.domain.errors import CannotListen, ShuttingDown
 
@@ -94,6 +95,7 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Load, tell the caller at which URL, and serve until a signal. Raises what loading raises."""
+        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         if self._load is not None:
             try:
                 await self._load()
