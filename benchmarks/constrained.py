@@ -21,6 +21,7 @@ from typing import Any
 
 from dormouse.bench.machine import describe
 from dormouse.bench.speed import spread
+from dormouse.domain.agents import DEFAULT_TENANT
 from dormouse.domain.conversation import Conversation, Message, OutputFormat, Role
 from dormouse.domain.requests import Event, Failed, Finished, Request, SamplingParams
 from dormouse.models.served import ServedModel
@@ -64,7 +65,7 @@ def rate(served: ServedModel, wanted: OutputFormat | None, batch: int, seed: int
                 tuple(chat.encode(prompt, add_special_tokens=False)),
                 SamplingParams(temperature=0.8, seed=seed, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS),
                 events.put,
-                constraint=chat.constraint(asked, prompt),
+                constraint=chat.constraint(asked, prompt, DEFAULT_TENANT),
             )
         )
     begin = time.perf_counter()

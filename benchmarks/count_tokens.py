@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from dormouse.api.services import PROMPT_TIMEOUT_S
 from dormouse.bench.client import random_prompt
 from dormouse.domain.requests import Event, Request, SamplingParams
 from dormouse.engine.loop import EngineLoop
@@ -66,12 +67,12 @@ def count_tokens(chat: ChatModel, messages: list[dict[str, Any]]) -> int:
 
 async def call_steadily(chat: ChatModel, seconds: float, markers: Iterator[str]) -> list[float]:
     """Calls at their rate for so long; how long each took, in seconds, its wait for a thread included."""
-    workers = Workers()
+    workers = Workers("the prompt", PROMPT_TIMEOUT_S)
     taken: list[float] = []
 
     async def call(messages: list[dict[str, Any]]) -> None:
         begin = time.monotonic()
-        await workers.run(count_tokens, chat, messages)
+        await workers.run(TENANT, count_tokens, chat, messages)
         taken.append(time.monotonic() - begin)
 
     calls = []

@@ -17,5 +17,8 @@ def smollm2() -> ModelFolder:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--faults-json", metavar="FILE", help="write what tests/faults has run, and how it ended"
+    )
+    parser.addoption(
         "--regenerate-golden", action="store_true", help="write tests/api/golden anew from what is rendered"
     )

@@ -19,7 +19,9 @@ from dormouse.api.edge import Edge
 from dormouse.api.metric_table import METRICS
 from dormouse.api.metrics import Metrics
 from dormouse.api.rate_limits import RateLimits
+from dormouse.api.services import Services
 from dormouse.models.host import ModelHost
+from dormouse.models.reply_memory import ReplyMemory
 from dormouse.runtimes.fake import FakeRuntime
 from dormouse.store.block_store import BlockStore
 
@@ -160,7 +162,8 @@ def test_swaps_are_counted(site: Site) -> None:
 
 def test_before_the_first_model_there_is_no_engine_to_ask(tmp_path: Path) -> None:
     with BlockStore.open(tmp_path, quota_nbytes=1 << 30) as store:
-        registry = Metrics(ModelHost(None, FakeLoader(store)), store, RateLimits()).registry
+        services = Services(ModelHost(None, FakeLoader(store)), store, ReplyMemory(store))
+        registry = Metrics(services, RateLimits()).registry
         assert registry.get_sample_value("dormouse_swaps_total", {"outcome": "done"}) == 0
         assert registry.get_sample_value("dormouse_preemptions_total") is None
 

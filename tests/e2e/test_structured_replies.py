@@ -97,7 +97,7 @@ class Pending:
             tuple(chat.encode(prompt, add_special_tokens=False)),
             sampling,
             self._events.put,
-            constraint=chat.constraint(conversation, prompt),
+            constraint=chat.constraint(conversation, prompt, "default"),
         )
         served.engine.submit(request)
 

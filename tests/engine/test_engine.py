@@ -340,17 +340,15 @@ def test_the_end_of_the_grace_period_cuts_and_saves(tmp_path: Path) -> None:
 
 
 class DyingRuntime(FakeRuntime):
-    def forward(self, plan: Plan) -> Logits:
-        if plan.chunks[0].start > 0:
-            raise MemoryError("no memory for the step")
-        return super().forward(plan)
+    def copy_page(self, source: int, target: int, num_tokens: int) -> None:
+        raise MemoryError(f"no memory to copy {num_tokens} rows from {source} to {target}")
 
 
 def test_a_dead_loop_fails_everyone_loudly(tmp_path: Path) -> None:
     with opened(tmp_path, runtime=DyingRuntime(32)) as client:
-        calls = [client.submit(LONG), client.submit("other")]
-        for call in calls:
-            assert isinstance(call.failed().error, EngineDead)
+        client.submit(LONG).finished()
+        call = client.submit(f"{LONG} again")
+        assert isinstance(call.failed().error, EngineDead)
         with pytest.raises(EngineDead, match="no memory"):
             client.submit(LONG)
         assert client.engine.death is not None

@@ -141,7 +141,7 @@ def test_what_the_grammar_allows_the_parser_reads(folder: ModelFolder, name: str
     for parallel in (True, False):
         asked = Conversation(ASK, tools, replace(REQUIRED, parallel=parallel))
         for seed in range(6):
-            constraint = grammars.constraint(asked, "")
+            constraint = grammars.constraint(asked, "", "acme")
             assert constraint is not None
             if model.family.thinking:
                 # Without it half of the walks would think for ever.
@@ -167,7 +167,7 @@ def test_a_named_choice_allows_no_other_tool(folder: ModelFolder) -> None:
     call = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
 
     def allows(text: str) -> bool:
-        return model.follows(_some(grammars.constraint(asked, "")), text)
+        return model.follows(_some(grammars.constraint(asked, "", "acme")), text)
 
     assert allows(call)
     assert not allows(call + "\n" + call)
@@ -185,7 +185,7 @@ def test_strict_tools_under_auto_leave_text_free(folder: ModelFolder, special: b
     call = '<tool_call>\n{"name": "stop", "arguments": {"now": true}}\n</tool_call>'
 
     def allows(text: str) -> bool:
-        return model.follows(_some(grammars.constraint(asked, "")), text)
+        return model.follows(_some(grammars.constraint(asked, "", "acme")), text)
 
     assert allows("Any text < at {all}.")
     assert allows("")
@@ -198,18 +198,18 @@ def test_bare_json_calls_under_auto(folder: ModelFolder) -> None:
     model = Model(folder, Llama3())
     asked = Conversation(ASK, (replace(STOP, strict=True),))
     grammars = model.grammars()
-    assert model.follows(_some(grammars.constraint(asked, "")), "Text with {braces}.")
-    assert model.follows(_some(grammars.constraint(asked, "")), '{"name": "stop", "parameters": {}}')
-    assert not model.follows(_some(grammars.constraint(asked, "")), '{"name": "start"}')
+    assert model.follows(_some(grammars.constraint(asked, "", "acme")), "Text with {braces}.")
+    assert model.follows(_some(grammars.constraint(asked, "", "acme")), '{"name": "stop", "parameters": {}}')
+    assert not model.follows(_some(grammars.constraint(asked, "", "acme")), '{"name": "start"}')
 
 
 def test_nothing_is_constrained_without_need(folder: ModelFolder) -> None:
     grammars = Model(folder, Hermes()).grammars()
-    assert grammars.constraint(Conversation(ASK), "") is None
-    assert grammars.constraint(Conversation(ASK, TOOLS), "") is None
-    assert grammars.constraint(Conversation(ASK, TOOLS, ToolChoice(ToolMode.NONE)), "") is None
+    assert grammars.constraint(Conversation(ASK), "", "acme") is None
+    assert grammars.constraint(Conversation(ASK, TOOLS), "", "acme") is None
+    assert grammars.constraint(Conversation(ASK, TOOLS, ToolChoice(ToolMode.NONE)), "", "acme") is None
     one = Conversation(ASK, TOOLS, ToolChoice(parallel=False))
-    assert grammars.constraint(one, "") is not None
+    assert grammars.constraint(one, "", "acme") is not None
 
 
 def test_at_most_one_call_where_that_is_asked(folder: ModelFolder) -> None:
@@ -217,8 +217,8 @@ def test_at_most_one_call_where_that_is_asked(folder: ModelFolder) -> None:
     grammars = model.grammars()
     one = Conversation(ASK, TOOLS, ToolChoice(parallel=False))
     call = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
-    assert model.follows(_some(grammars.constraint(one, "")), f"Well. {call}")
-    assert not model.follows(_some(grammars.constraint(one, "")), f"{call}\n{call}")
+    assert model.follows(_some(grammars.constraint(one, "", "acme")), f"Well. {call}")
+    assert not model.follows(_some(grammars.constraint(one, "", "acme")), f"{call}\n{call}")
 
 
 def test_json_answers(folder: ModelFolder) -> None:
@@ -227,17 +227,17 @@ def test_json_answers(folder: ModelFolder) -> None:
     schema = {**PAINT.parameters, "properties": {**PAINT.parameters["properties"]}}
     asked = Conversation(ASK, format=OutputFormat(schema))
     for seed in range(8):
-        text = model.walk(_some(grammars.constraint(asked, "")), seed)
+        text = model.walk(_some(grammars.constraint(asked, "", "acme")), seed)
         jsonschema.validate(json.loads(text), schema)
         parser = model.family.parser(asked, "")
         assert "".join(p.text for p in [*parser.push(text), *parser.finish()] if isinstance(p, Said)) == text
     anything = Conversation(ASK, format=OutputFormat())
-    assert model.follows(_some(grammars.constraint(anything, "")), '{"a": [1, null, {"b": "c"}]}')
-    assert not model.follows(_some(grammars.constraint(anything, "")), "[1]")
+    assert model.follows(_some(grammars.constraint(anything, "", "acme")), '{"a": [1, null, {"b": "c"}]}')
+    assert not model.follows(_some(grammars.constraint(anything, "", "acme")), "[1]")
     either = Conversation(ASK, TOOLS, format=OutputFormat({"type": "boolean"}))
-    assert model.follows(_some(grammars.constraint(either, "")), "true")
+    assert model.follows(_some(grammars.constraint(either, "", "acme")), "true")
     called = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
-    assert model.follows(_some(grammars.constraint(either, "")), called)
+    assert model.follows(_some(grammars.constraint(either, "", "acme")), called)
 
 
 @pytest.mark.parametrize("special", [False, True], ids=["text", "special"])
@@ -249,7 +249,7 @@ def test_reasoning_is_free(folder: ModelFolder, special: bool) -> None:
     asked = Conversation(ASK, format=OutputFormat({"type": "boolean"}))
 
     def allows(text: str, prompt: str = "") -> bool:
-        return model.follows(_some(grammars.constraint(asked, prompt)), text)
+        return model.follows(_some(grammars.constraint(asked, prompt, "acme")), text)
 
     assert allows("<think>\nMaybe {not}.\n</think>\n\ntrue")
     assert allows("true")
@@ -274,16 +274,19 @@ def test_what_cannot_be_enforced_is_refused_by_name(
 ) -> None:
     grammars = Model(folder, Hermes()).grammars()
     with pytest.raises(InvalidRequest, match=named) as caught:
-        grammars.constraint(Conversation(ASK, format=OutputFormat(schema)), "")
+        grammars.constraint(Conversation(ASK, format=OutputFormat(schema)), "", "acme")
     assert caught.value.param == "response_format"
     parameters = {"type": "object", "properties": {"value": schema}}
     with pytest.raises(InvalidRequest, match="tool 'f'") as caught:
-        grammars.constraint(Conversation(ASK, (Tool("f", "", parameters, strict=True),)), "")
+        grammars.constraint(Conversation(ASK, (Tool("f", "", parameters, strict=True),)), "", "acme")
     assert caught.value.param == "tools"
     # Tools that are not strict never fail a turn.
     loose = Conversation(ASK, (Tool("f", "", parameters),), REQUIRED)
-    assert grammars.constraint(loose, "") is not None
-    assert grammars.constraint(Conversation(ASK, format=OutputFormat(schema, strict=False)), "") is not None
+    assert grammars.constraint(loose, "", "acme") is not None
+    assert (
+        grammars.constraint(Conversation(ASK, format=OutputFormat(schema, strict=False)), "", "acme")
+        is not None
+    )
 
 
 def _nested(depth: int) -> dict[str, Any]:
@@ -306,7 +309,9 @@ HOSTILE = {
 def test_hostile_schemas_are_bounded(folder: ModelFolder, name: str) -> None:
     model = Model(folder, Hermes())
     try:
-        constraint = model.grammars().constraint(Conversation(ASK, format=OutputFormat(HOSTILE[name])), "")
+        constraint = model.grammars().constraint(
+            Conversation(ASK, format=OutputFormat(HOSTILE[name])), "", "acme"
+        )
     except InvalidRequest:
         return
     # It compiled: then it must still say what comes next, or give up, soon.
@@ -320,14 +325,14 @@ def test_replies_of_one_grammar_are_apart(folder: ModelFolder) -> None:
     model = Model(folder, Hermes())
     grammars = model.grammars()
     asked = Conversation(ASK, format=OutputFormat({"type": "boolean"}))
-    first, second = (_some(grammars.constraint(asked, "")) for _ in range(2))
+    first, second = (_some(grammars.constraint(asked, "", "acme")) for _ in range(2))
     assert model.follows(first, "true")
     assert model.follows(second, "false")
 
 
 def test_forced_tokens_are_those_that_are_allowed(folder: ModelFolder) -> None:
     model = Model(folder, Hermes(is_list=True))
-    constraint = _some(model.grammars().constraint(Conversation(ASK, (STOP,), REQUIRED), ""))
+    constraint = _some(model.grammars().constraint(Conversation(ASK, (STOP,), REQUIRED), "", "acme"))
     forced = list(constraint.forced())
     assert model.text(forced).startswith('<tool_call>[{"name": "stop", "arguments":')
     for token in forced:
@@ -338,13 +343,13 @@ def test_forced_tokens_are_those_that_are_allowed(folder: ModelFolder) -> None:
 def test_strict_tools_are_refused_what_a_form_leaves_out(folder: ModelFolder) -> None:
     grammars = Model(folder, FunctionGemma()).grammars()
     with pytest.raises(InvalidRequest, match="maxItems, maximum, minimum") as caught:
-        grammars.constraint(Conversation(ASK, (replace(PAINT, strict=True),)), "")
+        grammars.constraint(Conversation(ASK, (replace(PAINT, strict=True),)), "", "acme")
     assert caught.value.param == "tools"
-    assert grammars.constraint(Conversation(ASK, (replace(STOP, strict=True),)), "") is not None
+    assert grammars.constraint(Conversation(ASK, (replace(STOP, strict=True),)), "", "acme") is not None
     text = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^x$"}}}
     with pytest.raises(InvalidRequest, match="pattern"):
         Model(folder, QwenXml()).grammars().constraint(
-            Conversation(ASK, (Tool("f", "", text, strict=True),)), ""
+            Conversation(ASK, (Tool("f", "", text, strict=True),)), "", "acme"
         )
 
 
@@ -352,7 +357,7 @@ def test_a_grammar_that_gives_up_allows_nothing(folder: ModelFolder, monkeypatch
     monkeypatch.setattr(grammars_module, "_LIMITS", LLParserLimits(step_max_items=1, verbose_errors=False))
     model = Model(folder, Hermes())
     constraint = _some(
-        model.grammars().constraint(Conversation(ASK, format=OutputFormat(STOP.parameters)), "")
+        model.grammars().constraint(Conversation(ASK, format=OutputFormat(STOP.parameters)), "", "acme")
     )
     # Not even the end: a reply that stops in the middle must not pass for a whole one.
     while allowed := model.allowed(constraint):
@@ -370,9 +375,9 @@ def test_a_reply_may_go_on_from_the_clients_words(folder: ModelFolder) -> None:
     def begun(text: str) -> Conversation:
         return Conversation((*ASK, Message(Role.ASSISTANT, text)), format=wanted, continues=True)
 
-    assert model.follows(_some(grammars.constraint(begun("[true, "), "")), "false]")
+    assert model.follows(_some(grammars.constraint(begun("[true, "), "", "acme")), "false]")
     with pytest.raises(InvalidRequest, match="continues"):
-        grammars.constraint(begun("Well, "), "")
+        grammars.constraint(begun("Well, "), "", "acme")
 
 
 def test_other_kinds_of_vocabulary(sentencepiece_folder: ModelFolder) -> None:
@@ -380,7 +385,7 @@ def test_other_kinds_of_vocabulary(sentencepiece_folder: ModelFolder) -> None:
     grammars = model.grammars()
     asked = Conversation(ASK, format=OutputFormat(PAINT.parameters))
     for seed in range(3):
-        text = model.walk(_some(grammars.constraint(asked, "")), seed)
+        text = model.walk(_some(grammars.constraint(asked, "", "acme")), seed)
         jsonschema.validate(json.loads(text), PAINT.parameters)
 
 

@@ -17,16 +17,16 @@ WAIT_S = 20
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    workers = Workers()
+    workers = Workers("the prompt", WAIT_S)
     yield workers
     workers.close()
 
 
 def test_a_call_returns_and_raises_what_the_function_does(workers: Workers) -> None:
-    assert asyncio.run(workers.run(divmod, 7, 2)) == (3, 1)
-    assert asyncio.run(workers.run(int, "ff", base=16)) == 255
+    assert asyncio.run(workers.run("acme", divmod, 7, 2)) == (3, 1)
+    assert asyncio.run(workers.run("acme", int, "ff", base=16)) == 255
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(workers.run(divmod, 7, 0))
+        asyncio.run(workers.run("acme", divmod, 7, 0))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own elsewhere")
@@ -34,12 +34,12 @@ def test_calls_yield_to_other_threads(workers: Workers) -> None:
     def nice() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    assert asyncio.run(workers.run(nice)) > nice()
+    assert asyncio.run(workers.run("acme", nice)) > nice()
 
 
 def test_a_crowd_gets_its_turns_on_few_threads(workers: Workers) -> None:
     async def crowd() -> list[str]:
-        names = [workers.run(lambda: threading.current_thread().name) for _ in range(200)]
+        names = [workers.run("acme", lambda: threading.current_thread().name) for _ in range(200)]
         return await asyncio.gather(*names)
 
     names = asyncio.run(crowd())
@@ -53,9 +53,9 @@ def test_who_goes_away_before_his_turn_costs_nothing(workers: Workers) -> None:
     gate = threading.Event()
 
     async def leave() -> None:
-        holders = [asyncio.create_task(workers.run(gate.wait, WAIT_S)) for _ in range(4)]
+        holders = [asyncio.create_task(workers.run("acme", gate.wait, WAIT_S)) for _ in range(4)]
         await asyncio.sleep(0)
-        call = asyncio.create_task(workers.run(made.append, "never"))
+        call = asyncio.create_task(workers.run("acme", made.append, "never"))
         await asyncio.sleep(0)
         call.cancel()
         gate.set()

@@ -85,7 +85,7 @@ def test_a_schema_is_refused_or_cheap(model: Model, name: str, is_tool: bool) ->
     asked = Conversation(ASK, tools, format=None if is_tool else OutputFormat(schema))
     constraint = None
     try:
-        constraint = model.grammars().constraint(asked, "")
+        constraint = model.grammars().constraint(asked, "", "tenant")
     except InvalidRequest as refusal:
         told = str(refusal)
     else:
@@ -132,7 +132,7 @@ def test_fuzz_schemas(model: Model) -> None:
             Conversation(ASK, (Tool("f", "", schema, strict=True),)),
         ):
             try:
-                constraint = grammars.constraint(asked, "")
+                constraint = grammars.constraint(asked, "", "tenant")
             except InvalidRequest:
                 continue
             assert constraint is not None

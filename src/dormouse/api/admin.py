@@ -15,10 +15,10 @@ import dormouse
 from dormouse.api.bodies import JsonRoute
 from dormouse.api.caller import CallerParam
 from dormouse.api.health import diagnose
+from dormouse.api.services import Services
 from dormouse.domain.errors import Forbidden
 from dormouse.models.folder import ModelFolder
 from dormouse.models.host import ModelHost
-from dormouse.store.block_store import BlockStore
 
 DEFAULT_DRAIN_S = 30.0
 MAX_DRAIN_S = 3600.0
@@ -39,10 +39,11 @@ async def require_admin(caller: CallerParam) -> None:
         raise Forbidden("this key may not administer the server; use one with the admin scope")
 
 
-def router(host: ModelHost, store: BlockStore) -> APIRouter:
+def router(services: Services) -> APIRouter:
     """The routes, for admins only."""
     routes = APIRouter(prefix="/admin", dependencies=[Depends(require_admin)], route_class=JsonRoute)
     started = time.monotonic()
+    host, store = services.host, services.store
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
@@ -59,7 +60,7 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
     @routes.get("/state")
     async def state() -> dict[str, Any]:
         """Everything there is to see, in one document."""
-        diagnosis = diagnose(host, store)
+        diagnosis = diagnose(services)
         engine = host.served.engine if host.has_started else None
         return {
             "name": "dormouse",

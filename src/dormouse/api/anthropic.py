@@ -67,7 +67,7 @@ def router(services: Services) -> APIRouter:
         """The exact length of the prompt, template and tools included."""
         served = await services.host.serve(body.model)
         prompter = prompter_of(services, served, caller.tenant)
-        prompt = await services.workers.run(prompter.prepare, body.conversation())
+        prompt = await services.prompts.run(caller.tenant, prompter.prepare, body.conversation())
         return {"input_tokens": len(prompt.tokens)}
 
     return routes

@@ -35,14 +35,15 @@ def create_app(
     """All routes, each error in its envelope, bodies bounded. `around` is who may come in and who watches;
     by default everybody, and nobody."""
     around = around or edge.Edge()
-    measured = metrics.Metrics(host, store, around.limits)
     services = Services(host, store, ReplyMemory(store))
+    measured = metrics.Metrics(services, around.limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await anyio.lowlevel.checkpoint()  # brings its event loop's part: not on the first request's time
         yield
-        services.workers.close()
+        services.prompts.close()
+        services.grammars.close()
 
     app = FastAPI(title="Dormouse", version=dormouse.__version__, lifespan=lifespan)
     larger = {f"{agents.PREFIX}/import": store.quota_nbytes}
@@ -51,8 +52,8 @@ def create_app(
     for dialect in (anthropic, chat, completions, responses, models):
         app.include_router(dialect.router(services))
     app.include_router(agents.router(services))
-    app.include_router(health.router(host, store))
-    app.include_router(admin.router(host, store))
+    app.include_router(health.router(services))
+    app.include_router(admin.router(services))
     app.include_router(metrics.router(measured))
     app.include_router(root.router())
     return app

@@ -39,7 +39,7 @@ def router(services: Services) -> APIRouter:
     async def completions(body: CompletionBody, http: HttpRequest, caller: CallerParam) -> Response:
         """Continue a text."""
         served = await services.host.serve(body.model)
-        prompts = await services.workers.run(_encode, served, body.prompts())
+        prompts = await services.prompts.run(caller.tenant, _encode, served, body.prompts())
         identity = identify(http.headers, body.hints())
         rendering = _Rendering(served, body, len(prompts))
         limit = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens

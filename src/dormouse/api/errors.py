@@ -16,6 +16,9 @@ from dormouse.domain import errors
 log = logging.getLogger(__name__)
 
 TOO_LARGE = 413
+TOO_SLOW = 408
+
+_CODES = {TOO_LARGE: "request_too_large", TOO_SLOW: "upload_stalled"}
 
 
 class Status(NamedTuple):
@@ -53,9 +56,12 @@ _TABLE: dict[type[Exception], Status] = {
     errors.ShuttingDown: Status(503, "server_error", "shutting_down"),
     errors.ModelSwapped: Status(503, "server_error", "model_swapped"),
     errors.DeadlineExceeded: Status(504, "server_error", "deadline_exceeded"),
+    errors.EngineStalled: Status(503, "server_error", "engine_stalled"),
+    errors.PromptStalled: Status(503, "server_error", "prompt_stalled"),
     errors.SwapFailed: Status(500, "server_error", "swap_failed"),
     errors.ConstraintBroken: Status(500, "server_error", "constraint_broken"),
     errors.ModelOutputInvalid: Status(500, "server_error", "model_output_invalid"),
+    errors.StepFailed: Status(500, "server_error", "step_failed"),
     errors.EngineDead: Status(500, "server_error", "engine_dead"),
     errors.DormouseError: Status(500, "server_error", None),
 }
@@ -108,7 +114,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        code = "request_too_large" if error.status_code == TOO_LARGE else None
+        code = _CODES.get(error.status_code)
         message = str(error.detail)
         if speaks_anthropic(request.url.path):
             body = _anthropic_body(message, error.status_code, request_id_of(request.scope))

@@ -22,7 +22,14 @@ from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import Namespace
 from dormouse.domain.constraint import Constraint
 from dormouse.domain.conversation import Called, Conversation, Message, Piece, Role, Said, Thought
-from dormouse.domain.errors import AgentNotFound, DormouseError, StoreError
+from dormouse.domain.errors import (
+    AgentNotFound,
+    DormouseError,
+    EngineStalled,
+    InvalidRequest,
+    PromptStalled,
+    StoreError,
+)
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.requests import (
     Failed,
@@ -36,6 +43,7 @@ from dormouse.domain.requests import (
     TokenLogprob,
     Usage,
 )
+from dormouse.models import grammars
 from dormouse.models.decisions import Divergence, decided, divergence
 from dormouse.models.prompting import Prompt, Prompter
 from dormouse.models.reply_parser import ReplyParser
@@ -44,6 +52,9 @@ from dormouse.models.served import ServedModel
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+LATE_S = 5.0
+"""The engine ends a request at its deadline. If nothing came of it so long after that, it never will."""
 
 CLIENT_GONE = 499
 """nginx's number for an answer that nobody is there to read."""
@@ -146,6 +157,7 @@ class Generation:
         self._answer = _Answer()
         self._sink = Sink()
         self._submitted = time.monotonic()
+        self._due = self._submitted + served.deadline_s + served.engine.options.answer_s + LATE_S
         self._ended = False
         room = max(1, served.engine.max_length - len(prepared.tokens))
         limit = room if ask.max_tokens is None else min(ask.max_tokens, room)
@@ -174,10 +186,12 @@ class Generation:
     async def begin(cls, services: Services, served: ServedModel, ask: Ask) -> Generation:
         """Render, tokenize, compile what constrains the answer, and submit.
 
-        Raises InvalidRequest for what can never be answered, RateLimited, and what `Engine.submit` raises.
+        Raises InvalidRequest for what can never be answered, PromptStalled for what is not made in time,
+        RateLimited, and what `Engine.submit` raises.
         """
-        prepared = await services.workers.run(_prepare, services, served, ask)
-        return cls(services, served, ask, prepared)
+        prepared = await services.prompts.run(ask.tenant, _prepare, services, served, ask)
+        constraint = await _constraint(services, served, ask, prepared)
+        return cls(services, served, ask, replace(prepared, constraint=constraint))
 
     @property
     def served(self) -> ServedModel:
@@ -197,11 +211,15 @@ class Generation:
         return Usage(len(self._prepared.tokens), 0, 0, 0)
 
     async def events(self) -> AsyncGenerator[Delta | End | None, None]:
-        """Deltas, None in every long silence, and the End. Raises the error of a reply that failed."""
+        """Deltas, None in every long silence, and the End. Raises the error of a reply that failed, and
+        EngineStalled when the engine itself does not answer."""
         first_token_at: float | None = None
         shown_at = time.monotonic()
         while not self._ended:
-            event = await self._sink.next(PING_INTERVAL_S)
+            patience = max(0.0, min(PING_INTERVAL_S, self._due - time.monotonic()))
+            event = await self._sink.next(patience)
+            if event is None and time.monotonic() >= self._due:
+                raise self._stalled()
             self._ended = isinstance(event, Finished | Failed)
             match event:
                 case None:
@@ -251,6 +269,14 @@ class Generation:
         if not self._ended:
             self._ended = True
             self._served.engine.abort(self._request.id)
+
+    def _stalled(self) -> EngineStalled:
+        busy_s = self._served.engine.busy_s
+        log.error("request %s: the engine has been at one step for %.0f s", self._request.id, busy_s)
+        return EngineStalled(
+            f"no answer within {self._served.deadline_s:g} s: the engine has been at one step for "
+            f"{busy_s:.0f} s; restart the server if it stays so"
+        )
 
     def _push(self, text: str) -> list[Piece]:
         parser = self._prepared.parser
@@ -342,9 +368,29 @@ def _prepare(services: Services, served: ServedModel, ask: Ask) -> _Prepared:
         tokens=prompt.tokens,
         prompt=prompt,
         parser=served.chat.reply_parser(ask.source, prompt.text),
-        constraint=served.chat.constraint(ask.source, prompt.text),
         divergence=divergence(history, prompt.tokens),
     )
+
+
+async def _constraint(
+    services: Services, served: ServedModel, ask: Ask, prepared: _Prepared
+) -> Constraint | None:
+    """What the answer must keep to. Compiled on threads apart from the prompts', so that a grammar that
+    takes seconds holds up nobody who has none."""
+    source, prompt = ask.source, prepared.prompt
+    if not isinstance(source, Conversation) or prompt is None or not grammars.is_bound(source):
+        return None
+    try:
+        return await services.grammars.run(
+            ask.tenant, served.chat.constraint, source, prompt.text, ask.tenant
+        )
+    except PromptStalled as error:
+        if not error.has_begun:
+            raise
+        if grammars.is_strict(source):
+            raise InvalidRequest(f"{error}, or leave 'strict' out") from error
+        log.warning("a reply goes on without its grammar: %s", error)
+        return None
 
 
 def _priority(services: Services, ask: Ask) -> Priority:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import resource
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from dormouse.api.caller import Caller, CallerParam
+from dormouse.api.services import Services
 from dormouse.engine.engine import Engine
 from dormouse.models.change import Change
 from dormouse.models.host import ModelHost
@@ -36,12 +40,15 @@ class Diagnosis:
         self.reasons.append({"code": code, "message": message})
 
 
-def diagnose(host: ModelHost, store: BlockStore) -> Diagnosis:
+def diagnose(services: Services) -> Diagnosis:
     """What there is to complain about. Cheap, from any thread."""
+    host, store = services.host, services.store
     found = Diagnosis()
     for reason in store.health():
         found.add(reason.code, reason.text)
     _look_at_disk(store, found)
+    _look_at_descriptors(found)
+    _look_at_prompts(services, found)
     if host.has_started:
         _look_at(host.served.engine, found)
     if host.change is not None and not host.change.has_ended:
@@ -59,9 +66,10 @@ def diagnose(host: ModelHost, store: BlockStore) -> Diagnosis:
     return found
 
 
-def router(host: ModelHost, store: BlockStore) -> APIRouter:
+def router(services: Services) -> APIRouter:
     """`/health` for people and tools, and a yes or no for probes below it."""
     routes = APIRouter(prefix="/health")
+    host = services.host
 
     @routes.get("")
     async def health(caller: CallerParam) -> JSONResponse:
@@ -69,7 +77,7 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
 
         Without an admin key, where keys are in use, only what probes need.
         """
-        found = diagnose(host, store)
+        found = diagnose(services)
         body: dict[str, Any] = {"status": found.status, "ready": found.is_ready}
         body["reasons"] = _told(found, caller)
         if host.has_started and caller.is_admin:
@@ -89,19 +97,19 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
     @routes.get("/live")
     async def live(caller: CallerParam) -> JSONResponse:
         """503 when only a restart helps."""
-        found = diagnose(host, store)
+        found = diagnose(services)
         return _probe(found, found.status != "dead", caller)
 
     @routes.get("/ready")
     async def ready(caller: CallerParam) -> JSONResponse:
         """503 while requests are refused or would wait for a model."""
-        found = diagnose(host, store)
+        found = diagnose(services)
         return _probe(found, found.is_ready, caller)
 
     @routes.get("/startup")
     async def startup(caller: CallerParam) -> JSONResponse:
         """503 until the first model is loaded; the reasons say what is being done."""
-        return _probe(diagnose(host, store), host.has_started, caller)
+        return _probe(diagnose(services), host.has_started, caller)
 
     return routes
 
@@ -124,8 +132,43 @@ def _look_at_disk(store: BlockStore, found: Diagnosis) -> None:
     except OSError as error:
         found.add("disk_gone", f"the data folder cannot be looked at ({error}); bring it back")
         return
+    if not store.is_in_place:
+        found.add(
+            "disk_gone", "the data folder is not the one that was opened; bring that one back, or restart"
+        )
+    if (write_s := store.write_s) > _STALLED_S:
+        found.add("write_stalled", f"a write to the data folder has taken {write_s:.0f} s; check the disk")
     if free < _DISK_FLOOR_NBYTES:
         found.add("disk_low", f"{free} bytes are free on the disk of the data folder; free some")
+
+
+def _look_at_descriptors(found: Diagnosis) -> None:
+    num_open, limit = _num_descriptors()
+    if num_open is None or num_open > _NEARLY_FULL * limit:
+        found.add(
+            "descriptors_low",
+            f"over {_NEARLY_FULL:.0%} of {limit:g} possible files and connections are open; raise the limit "
+            "(ulimit -n)",
+        )
+
+
+def _num_descriptors() -> tuple[int | None, float]:
+    """How many are open, None when there is not one left to look, and how many may be."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        num_open = psutil.Process().num_fds()
+    except (OSError, psutil.Error):
+        return None, limit
+    return num_open, math.inf if limit == resource.RLIM_INFINITY else limit
+
+
+def _look_at_prompts(services: Services, found: Diagnosis) -> None:
+    for workers, code, what in (
+        (services.prompts, "prompts_stalled", "prompts"),
+        (services.grammars, "grammars_stalled", "grammars"),
+    ):
+        if workers.num_stuck:
+            found.add(code, f"{workers.num_stuck} {what} were given up and are still being made")
 
 
 def _look_at(engine: Engine, found: Diagnosis) -> None:
@@ -134,6 +177,11 @@ def _look_at(engine: Engine, found: Diagnosis) -> None:
         found.add("arena_full", "over 90% of the arena is in use; give it more --arena-tokens")
     if engine.num_open > _NEARLY_FULL * engine.max_open:
         found.add("queue_nearly_full", f"{engine.num_open} of {engine.max_open} possible requests are open")
+    if stats.failed_in_a_row:
+        found.add(
+            "steps_failing",
+            f"the last {stats.failed_in_a_row} requests could not be computed; see the server's log",
+        )
     if stats.num_overdue:
         found.add("read_stalled", f"{stats.num_overdue} reads of blocks do not return; check the disk")
     if (busy_s := engine.busy_s) > _STALLED_S:
@@ -147,6 +195,9 @@ def _death(host: ModelHost) -> tuple[str, str] | None:
         return None
     if (death := host.served.engine.death) is not None:
         return "engine_dead", str(death)
+    if (busy_s := host.served.engine.busy_s) > host.served.deadline_s:
+        # Whoever was open when the step began has got his error by now.
+        return "engine_hung", f"the engine has been at one step for {busy_s:.0f} s; restart the server"
     change = host.change
     if not host.is_serving and not host.is_closing and change is not None and change.has_ended:
         return "no_model", str(change.error)

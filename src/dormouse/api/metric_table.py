@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from dormouse.api.health import Diagnosis
 from dormouse.api.rate_limits import RateLimits
 from dormouse.engine.loop import EngineStats
 from dormouse.models.host import ModelHost
@@ -92,6 +93,14 @@ def _swaps(host: ModelHost) -> Values:
     return [(outcome.value, count) for outcome, count in host.swap_counts.by_outcome().items()]
 
 
+def _busy(host: ModelHost) -> Values:
+    yield "", host.served.engine.busy_s if host.has_started else 0.0
+
+
+def _reasons(found: Diagnosis) -> Values:
+    return [(reason["code"], 1) for reason in found.reasons]
+
+
 def _limited(limits: RateLimits) -> Values:
     return [(limit.value, count) for limit, count in limits.refused.items()]
 
@@ -173,7 +182,7 @@ OF_STORE: tuple[Reading[StoreStats], ...] = (
         "gauge",
         "Blocks whose KV is stored.",
         "",
-        _one(lambda store: store.num_blocks - store.num_history_only),
+        _one(lambda store: store.num_blocks),
     ),
     Reading(
         "dormouse_store_agents", "gauge", "Agents, asleep or not.", "", _one(lambda store: store.num_agents)
@@ -234,6 +243,13 @@ OF_HOST: tuple[Reading[ModelHost], ...] = (
         "",
         _one(lambda host: host.swap_counts.seconds),
     ),
+    Reading(
+        "dormouse_engine_busy_seconds",
+        "gauge",
+        "How long the engine has been at its present step; one that only grows is a step that does not end.",
+        "",
+        _busy,
+    ),
 )
 
 OF_LIMITS: tuple[Reading[RateLimits], ...] = (
@@ -243,6 +259,16 @@ OF_LIMITS: tuple[Reading[RateLimits], ...] = (
         "Requests that were refused, by the limit that they hit.",
         "limit",
         _limited,
+    ),
+)
+
+OF_HEALTH: tuple[Reading[Diagnosis], ...] = (
+    Reading(
+        "dormouse_health_reasons",
+        "gauge",
+        "1 for each reason that `/health` gives at the moment.",
+        "code",
+        _reasons,
     ),
 )
 
@@ -306,5 +332,6 @@ METRICS: tuple[Reading[Any] | Recorded, ...] = (
     *OF_STORE,
     *OF_HOST,
     *OF_LIMITS,
+    *OF_HEALTH,
     *RECORDED,
 )

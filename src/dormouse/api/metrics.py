@@ -19,19 +19,20 @@ from prometheus_client.registry import Collector
 
 from dormouse.api import metric_table as table
 from dormouse.api.call import Call, Reply
+from dormouse.api.health import diagnose
 from dormouse.api.metric_table import Reading, Recorded, S
 from dormouse.api.rate_limits import RateLimits
+from dormouse.api.services import Services
 from dormouse.domain.requests import Finished
-from dormouse.models.host import ModelHost
-from dormouse.store.block_store import BlockStore
 
 
 class _Readings(Collector):
     """Reads runtime, engine, store, host and limits when Prometheus asks."""
 
-    def __init__(self, host: ModelHost, store: BlockStore, limits: RateLimits) -> None:
-        self._host = host
-        self._store = store
+    def __init__(self, services: Services, limits: RateLimits) -> None:
+        self._services = services
+        self._host = services.host
+        self._store = services.store
         self._limits = limits
 
     def collect(self) -> Iterator[Metric]:
@@ -43,6 +44,7 @@ class _Readings(Collector):
         yield from _families(table.OF_STORE, self._store.stats())
         yield from _families(table.OF_HOST, self._host)
         yield from _families(table.OF_LIMITS, self._limits)
+        yield from _families(table.OF_HEALTH, diagnose(self._services))
 
 
 def _families(readings: Iterable[Reading[S]], now: S) -> Iterator[Metric]:
@@ -57,9 +59,9 @@ def _families(readings: Iterable[Reading[S]], now: S) -> Iterator[Metric]:
 class Metrics:
     """The metrics of one application, in a registry of its own."""
 
-    def __init__(self, host: ModelHost, store: BlockStore, limits: RateLimits) -> None:
+    def __init__(self, services: Services, limits: RateLimits) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Readings(host, store, limits))
+        self.registry.register(_Readings(services, limits))
         self._counters: dict[Recorded, Counter] = {}
         self._histograms: dict[Recorded, Histogram] = {}
         for one in table.RECORDED:

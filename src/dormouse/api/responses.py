@@ -67,7 +67,7 @@ def router(services: Services) -> APIRouter:
         past = await asyncio.to_thread(stored.past, caller.tenant, body.previous_response_id)
         conversation = body.conversation_after(past, body.toolbox())
         prompter = prompter_of(services, served, caller.tenant)
-        prompt = await services.workers.run(prompter.prepare, conversation)
+        prompt = await services.prompts.run(caller.tenant, prompter.prepare, conversation)
         return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
     @routes.get("/{id}")

@@ -17,6 +17,8 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
+from dormouse.api.accept_errors import AcceptErrors
+from dormouse.api.connection import Connection
 from dormouse.domain.errors import CannotListen, ShuttingDown
 
 log = logging.getLogger(__name__)
@@ -82,8 +84,7 @@ class Server(uvicorn.Server):
         # Requests end by the engine's grace; uvicorn's own bound is only for connections that hang.
         config = uvicorn.Config(
             app,
-            # Whatever else is installed: h11 bounds a request's headers (64 KB), httptools does not.
-            http="h11",
+            http=Connection,
             log_config=None,
             access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
@@ -99,6 +100,7 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Load, tell the caller at which URL, and serve until a signal. Raises what loading raises."""
+        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         if self._load is not None:
             try:
                 await self._load()

@@ -41,6 +41,22 @@ class _TextFormatter(logging.Formatter):
         return record.getMessage() + (f" [{request_id}]" if request_id else "")
 
 
+class _TextHandler(RichHandler):
+    """For a pretty traceback Python opens files, and none may be left to open: then it is a plain one. An
+    error that cannot be logged would end the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__(console=errors, show_path=False, rich_tracebacks=True)
+        self._plain = logging.StreamHandler(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        try:
+            super().emit(record)
+        except (OSError, ImportError):
+            self._plain.emit(record)
+
+
 def set_up_logging(level: str, log_format: str = "text") -> None:
     """Log to standard error from `level` on, as `text` or `json`."""
     handler: logging.Handler
@@ -48,7 +64,7 @@ def set_up_logging(level: str, log_format: str = "text") -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter())
     else:
-        handler = RichHandler(console=errors, show_path=False, rich_tracebacks=True)
+        handler = _TextHandler()
         handler.setFormatter(_TextFormatter())
     handler.addFilter(AddRequestId())
     logging.basicConfig(level=level.upper(), handlers=[handler])

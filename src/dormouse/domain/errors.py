@@ -13,7 +13,7 @@ DormouseError
 │   ├── CheckpointNotFound
 │   ├── ArchiveInvalid           an agent's file is damaged, cut, or none at all
 │   ├── ArchiveMismatch          it is of another model, format or block size
-│   ├── UploadStalled            the sender of a file stopped sending
+│   ├── UploadStalled            the sender of a body or a file stopped sending
 │   ├── DocumentsFull            a bound on what is kept for good
 │   ├── SwapRefused              the new model cannot be served here; nothing was touched
 │   ├── SwapInProgress           models are swapped one after the other
@@ -26,6 +26,8 @@ DormouseError
 │   ├── RateLimited              more than the key or the agent may ask
 │   ├── ShuttingDown
 │   ├── ModelSwapped             another model is served now; what was generated is saved
+│   ├── EngineStalled            a step does not end
+│   ├── PromptStalled            a prompt or a grammar is not made in time
 │   └── DeadlineExceeded
 ├── ModelError                   a model cannot be loaded or imported
 │   ├── UnsupportedModel
@@ -38,6 +40,7 @@ DormouseError
 │   └── BlockMissing
 ├── SwapFailed                   the new model could not be loaded; the old one is back if it could be
 ├── ModelOutputInvalid           the model computed NaN for this request; the others go on
+├── StepFailed                   the runtime raised for this request, alone, too; the others go on
 ├── ConstraintBroken             a reply's grammar gave up; the others go on
 ├── CannotListen                 the address to serve on is not to be had
 ├── BadSettings                  flags, environment or file say what cannot be
@@ -113,7 +116,7 @@ class ArchiveMismatch(RequestError):
 
 
 class UploadStalled(RequestError):
-    """Nothing more came of a file for too long; nothing was imported."""
+    """Nothing more came of a body or a file for too long; nothing was done with it."""
 
 
 class DocumentsFull(RequestError):
@@ -176,6 +179,23 @@ class DeadlineExceeded(Unavailable):
     """The request did not finish within its deadline."""
 
 
+class EngineStalled(Unavailable):
+    """The engine has been at one step for longer than the request may take."""
+
+
+class PromptStalled(Unavailable):
+    """What is needed before a request can be submitted was not made in time: `seconds` had passed."""
+
+    def __init__(self, what: str, seconds: float, *, has_begun: bool) -> None:
+        super().__init__(
+            f"{what} was still being made after {seconds:g} s; send less, or simplify it"
+            if has_begun
+            else f"{what} had to wait for others for {seconds:g} s; retry later",
+            retry_after_s=5,
+        )
+        self.has_begun = has_begun
+
+
 class ModelError(DormouseError):
     """A model cannot be loaded or imported."""
 
@@ -199,6 +219,16 @@ class ModelOutputInvalid(DormouseError):
         super().__init__(
             "the model computed NaN for this request; try --dtype fp32, and check or download the "
             "model's weights again if it stays"
+        )
+
+
+class StepFailed(DormouseError):
+    """The runtime raised when it computed a request, and again when it computed that one alone."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(
+            f"the model could not be computed for this request ({error!r}); ask again, with a shorter prompt "
+            "if memory is short; the server's log has more"
         )
 
 

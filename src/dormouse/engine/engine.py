@@ -20,11 +20,13 @@ from dormouse.domain.errors import (
     DeadlineExceeded,
     DormouseError,
     EngineDead,
+    EngineStalled,
     InvalidRequest,
     QueueFull,
     ShuttingDown,
     Unavailable,
 )
+from dormouse.domain.places import Places
 from dormouse.domain.requests import Failed, Finished, Request
 from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.loop import EngineLoop, EngineOptions, EngineStats
@@ -78,7 +80,7 @@ class Engine:
         self._is_resting = False
         # Guards what callers read and change before the engine thread sees their request.
         self._gate = threading.Lock()
-        self._num_open = 0
+        self._open = Places(options.max_queue + options.max_running)
         self._closed: DormouseError | None = None
         self._why: Unavailable | None = None
         self._ended = False
@@ -107,12 +109,12 @@ class Engine:
     @property
     def num_open(self) -> int:
         """Requests that were accepted and have not ended."""
-        return self._num_open
+        return len(self._open)
 
     @property
     def max_open(self) -> int:
-        """So many requests are accepted at a time."""
-        return self.options.max_queue + self.options.max_running
+        """So many requests are accepted at a time; a few more of tenants that have few among them."""
+        return self._open.room
 
     @property
     def busy_s(self) -> float:
@@ -122,19 +124,24 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Accept a request: from here on its sink gets exactly one Finished or Failed.
 
-        Raises InvalidRequest, ContextLengthExceeded, QueueFull, ShuttingDown or EngineDead instead of
-        accepting.
+        Raises InvalidRequest, ContextLengthExceeded, QueueFull, ShuttingDown, EngineStalled or EngineDead
+        instead of accepting.
         """
         self._check(request)
+        if (busy_s := self.busy_s) > request.deadline_s:
+            raise EngineStalled(
+                f"the engine has been at one step for {busy_s:.0f} s, longer than a request may take; "
+                "restart the server if it stays so",
+                retry_after_s=_MAX_RETRY_AFTER_S,
+            )
         with self._gate:
             if self._closed is not None:
                 raise self._closed
-            if self._num_open >= self.max_open:
+            if not self._open.take(request.tenant):
                 raise QueueFull(
-                    f"{self._num_open} requests are open and the queue is full; retry later",
+                    f"{len(self._open)} requests are open and the queue is full; retry later",
                     retry_after_s=self._retry_after(),
                 )
-            self._num_open += 1
             deadline = time.monotonic() + request.deadline_s
             self._inbox.put(partial(self._loop.add, request, deadline))
 
@@ -180,7 +187,7 @@ class Engine:
     def check(self) -> None:
         """Raise AssertionError when the books do not balance. Only for an engine that has ended."""
         assert self._ended, "the engine still runs"
-        assert self._num_open == 0, f"{self._num_open} requests were never answered"
+        assert not self._open, f"{len(self._open)} requests were never answered"
         if self.death is None:
             self._loop.check()  # a dead loop left its pages where they were
 
@@ -256,7 +263,7 @@ class Engine:
                 self._turned_at = time.monotonic()
                 idle = not self._loop.step()
             self._end(self._why or ShuttingDown("the server is shutting down; what was generated is saved"))
-        except Exception as error:
+        except BaseException as error:  # libraries in Rust panic with one that is no Exception
             log.critical("the engine loop died", exc_info=error)
             self._end(EngineDead(f"the engine died of {error!r}; restart the server"))
 
@@ -287,14 +294,14 @@ class Engine:
             self._is_resting = False
 
     def _abort(self, request_id: str) -> None:
-        if self._loop.abort(request_id):
+        if (request := self._loop.abort(request_id)) is not None:
             with self._gate:
-                self._num_open -= 1
+                self._open.give_back(request.tenant)
 
     def _answer(self, request: Request, event: Finished | Failed) -> None:
         """The one place where a request ends."""
         with self._gate:
-            self._num_open -= 1
+            self._open.give_back(request.tenant)
             self._ends.append(time.monotonic())
         request.sink(event)
 

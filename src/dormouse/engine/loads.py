@@ -104,6 +104,8 @@ class Loads:
                     sequence.woken_at = sequence.woken_at or time.monotonic()
         elif self._store.contains(load.link.key):
             self._unreadable[load.link.key] = time.monotonic() + _RETRY_READ_S
+            for sequence in waiters:
+                sequence.reads = False  # it says nothing of the block: the next one would fail as well
         self._pool.free(load.page)
         return [] if ok else waiters
 
@@ -119,14 +121,20 @@ class Loads:
                 load.waiters.remove(sequence)
 
     def give_up(self, now: float) -> list[Sequence]:
-        """The sequences that have waited too long for a read; it is not tried until it returns."""
+        """The sequences that have waited too long for a read, and read no more; it is not tried until it
+        returns."""
         self._unreadable = {key: until for key, until in self._unreadable.items() if until > now}
         late = [load for load in self._by_page.values() if not load.overdue and load.deadline <= now]
         for load in late:
             load.overdue = True
             self.num_overdue += 1
             self._unreadable[load.link.key] = math.inf
-        return list(dict.fromkeys(sequence for load in late for sequence in load.waiters))
+        if late:
+            self._store.relieve_readers(self._timeout_s)
+        waiting = list(dict.fromkeys(sequence for load in late for sequence in load.waiters))
+        for sequence in waiting:
+            sequence.reads = False
+        return waiting
 
     def _start(self, sequence: Sequence, link: Link, page: int, now: float, *, shared: bool) -> Load:
         load = Load(sequence.namespace, link, page, now + self._timeout_s, shared)

@@ -20,6 +20,8 @@ from dormouse.domain.errors import (
     DeadlineExceeded,
     DormouseError,
     ModelOutputInvalid,
+    StepFailed,
+    StoreError,
 )
 from dormouse.domain.model_spec import cache_namespace
 from dormouse.domain.plan import Chunk
@@ -32,13 +34,14 @@ from dormouse.domain.requests import (
     Started,
     TextDelta,
 )
+from dormouse.engine.compute import compute
 from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
 from dormouse.engine.drafts import Drafter
 from dormouse.engine.loads import Load
 from dormouse.engine.pool import Pool
 from dormouse.engine.reply import Growth, grow
 from dormouse.engine.residence import Residence
-from dormouse.engine.sampler import Sampler, choose
+from dormouse.engine.sampler import Choices, Sampler, choose
 from dormouse.engine.saver import Saver
 from dormouse.engine.scheduler import Scheduler
 from dormouse.engine.sequence import Sequence
@@ -47,6 +50,9 @@ from dormouse.runtimes.base import Logits, Runtime
 from dormouse.store.block_store import BlockStore
 
 log = logging.getLogger(__name__)
+
+MOST_FAILED = 8
+"""So many requests in a row that the runtime raises for, and it is taken for broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +73,17 @@ class EngineOptions:
     sync: bool = False
     sync_timeout_s: float = 30.0
 
+    @property
+    def answer_s(self) -> float:
+        """So long after its last token may a reply's end be answered."""
+        return self.sync_timeout_s if self.sync else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot for health and tools. Of the `drafted_tokens` that were guessed and computed,
-    `accepted_tokens` were kept; `computed_tokens` has no others. `num_overdue` reads were given up."""
+    `accepted_tokens` were kept; `computed_tokens` has no others. `num_overdue` reads were given up.
+    `failed_in_a_row` requests were the runtime's failures since the last reply that was complete."""
 
     num_running: int
     num_waiting: int
@@ -87,6 +99,7 @@ class EngineStats:
     drafted_tokens: int
     accepted_tokens: int
     preemptions: int
+    failed_in_a_row: int
 
 
 class EngineLoop:
@@ -127,6 +140,7 @@ class EngineLoop:
         self._unsynced: dict[str, tuple[float, Request, Finished]] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._counts: Counter[str] = Counter()
+        self._failed_in_a_row = 0
         # numpy imports a part of itself on first use (20 ms): not on the first request's time.
         Sampler(SamplingParams(), (0,), self._eos)
 
@@ -172,6 +186,7 @@ class EngineLoop:
             drafted_tokens=counts["drafted"],
             accepted_tokens=counts["accepted"],
             preemptions=scheduler.num_preemptions,
+            failed_in_a_row=self._failed_in_a_row,
         )
 
     def check(self) -> None:
@@ -208,12 +223,13 @@ class EngineLoop:
             submitted_at=deadline - request.deadline_s,
         )
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request whose sender is gone; False when it has ended already."""
+    def abort(self, request_id: str) -> Request | None:
+        """Drop a request whose sender is gone; None when it has ended already."""
         sequence = self._sequences.get(request_id)
-        if sequence is not None:
-            self._retire(sequence, None)
-        return sequence is not None
+        if sequence is None:
+            return None
+        self._retire(sequence, None)
+        return sequence.request
 
     def num_replies(self, tenant: str, agent: str) -> int:
         """Open requests of an agent."""
@@ -250,21 +266,27 @@ class EngineLoop:
         for sequence in step.admitted:
             sequence.request.sink(Started(sequence.usage()))
         for tail in step.preempted:
-            self._saver.save_tail(tail)
+            self._save(tail.sequence, partial(self._saver.save_tail, tail))
         for copy in step.copies:
             self._runtime.copy_page(copy.source, copy.target, copy.num_tokens)
             self._scheduler.copied(copy)
         for load in step.loads:
             buffer = self._runtime.page_buffer(load.page)
-            self._store.load(load.link.key, buffer, partial(self._post_loaded, load))
+            try:
+                self._store.load(load.link.key, buffer, partial(self._post_loaded, load))
+            except StoreError as error:
+                self._post_loaded(load, error)  # a message: it wakes whoever has nothing to compute
         if step.ahead:
             self._store.read_ahead(step.ahead)
         if not step.plan.chunks:
             return False
-        begun = time.monotonic()
-        logits = self._runtime.forward(step.plan)
-        self._scheduler.took(step, time.monotonic() - begun)
-        self._commit(step, logits)
+        for part in compute(self._runtime, step):
+            if part.seconds is not None:
+                self._scheduler.took(step, part.seconds)
+            if part.logits is not None:
+                self._commit(part.step, part.logits)
+            elif part.error is not None:
+                self._fail_step(part.step.sequences[0], part.error)
         return True
 
     def end(self, error: DormouseError, *, trust_pages: bool) -> int:
@@ -286,11 +308,17 @@ class EngineLoop:
         """Sample for each sequence that is up to date and send what is new; then count and seal what was
         computed, and end what has ended."""
         planned = tuple(zip(step.sequences, step.plan.chunks, step.drafts, strict=True))
-        choices = choose(logits, [(s.sampler, draft) for s, chunk, draft in planned if chunk.num_logits])
+        is_due = [chunk.end - len(draft) == len(s.tokens) for s, chunk, draft in planned]
+        wanted = zip(planned, is_due, strict=True)
+        choices = choose(logits, [(s.sampler, draft) if due else None for (s, _, draft), due in wanted])
         growths: list[Growth] = []
         first = 0
-        for sequence, chunk, draft in planned:
-            growth = grow(sequence, draft, choices, first, self._eos) if chunk.num_logits else Growth()
+        for (sequence, chunk, draft), due in zip(planned, is_due, strict=True):
+            growth = (
+                self._grow(sequence, draft, choices, first)
+                if due
+                else Growth(is_valid=choices.is_valid[first])
+            )
             first += chunk.num_logits
             growths.append(growth)
             if growth.num_tokens and sequence.answered_at is None:
@@ -299,6 +327,14 @@ class EngineLoop:
                 sequence.request.sink(TextDelta(growth.text, growth.logprobs))
         for (sequence, chunk, draft), growth in zip(planned, growths, strict=True):
             self._settle(sequence, chunk, draft, growth)
+
+    def _grow(self, sequence: Sequence, draft: Tokens, choices: Choices, first: int) -> Growth:
+        try:
+            return grow(sequence, draft, choices, first, self._eos)
+        except Exception as error:
+            # Its text cannot be made; that is nobody else's business.
+            log.exception("the reply to request %s cannot go on", sequence.request.id)
+            return Growth(error=DormouseError(f"the reply could not be decoded: {error!r}"))
 
     def _settle(self, sequence: Sequence, chunk: Chunk, draft: Tokens, growth: Growth) -> None:
         # The token of the last row that was used is not computed yet, be it the drafted one.
@@ -309,15 +345,27 @@ class EngineLoop:
         if growth.is_valid or growth.num_tokens:
             num_computed = len(chunk.tokens) - len(draft) + num_accepted
             self._counts["computed"] += num_computed
-            self._saver.save_blocks(sequence, self._scheduler.computed(sequence, num_computed))
-        if not growth.is_valid:
+            sealed = self._scheduler.computed(sequence, num_computed)
+            self._save(sequence, partial(self._saver.save_blocks, sequence, sealed))
+        if growth.error is not None:
+            self._fail(sequence, growth.error)
+        elif not growth.is_valid:
             self._fail(sequence, ModelOutputInvalid())
         elif growth.is_broken:
             self._fail(sequence, ConstraintBroken())
         elif growth.reason is not None:
             self._finish(sequence, growth.reason, growth.stop)
 
+    def _fail_step(self, sequence: Sequence, error: Exception) -> None:
+        """The runtime raises for this one. Raises `error` when it does so for everyone."""
+        self._failed_in_a_row += 1
+        self._fail(sequence, StepFailed(error))
+        if self._failed_in_a_row >= MOST_FAILED:
+            log.critical("%d requests in a row could not be computed", self._failed_in_a_row)
+            raise error
+
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None = None) -> None:
+        self._failed_in_a_row = 0
         generated = tuple(sequence.tokens[sequence.num_prompt :])
         timings = sequence.timings(time.monotonic())
         finished = Finished(reason, sequence.usage(), stop, generated, timings)
@@ -342,12 +390,15 @@ class EngineLoop:
         if not sequence.num_computed and not sequence.num_generated:
             return False
         waits = on_durable if self._options.sync else None
+        return self._save(sequence, partial(self._saver.save_reply, sequence, pages, tail, waits)) is True
+
+    def _save(self, sequence: Sequence, save: Callable[[], bool | None]) -> bool | None:
+        """What `save` returns. A save that fails costs durability, never an answer."""
         try:
-            return self._saver.save_reply(sequence, pages, tail, waits)
+            return save()
         except Exception:
-            # A save that fails costs durability, never an answer.
-            log.exception("what request %s leaves behind could not be saved", sequence.request.id)
-            return False
+            log.exception("what request %s has computed could not be saved", sequence.request.id)
+            return None
 
     def _expire(self, now: float) -> None:
         for sequence in self._scheduler.sequences:
@@ -356,6 +407,7 @@ class EngineLoop:
                 self._fail(sequence, DeadlineExceeded(f"no reply within {limit:g} s; it was cut"))
         for request_id, (deadline, _, _) in list(self._unsynced.items()):
             if deadline <= now:
+                log.warning("request %s is answered but not on disk yet: the disk takes too long", request_id)
                 self._durable(request_id)
 
     def _post_loaded(self, load: Load, error: Exception | None) -> None:
@@ -364,7 +416,11 @@ class EngineLoop:
 
     def _loaded(self, load: Load, error: Exception | None) -> None:
         if error is None:
-            self._runtime.page_loaded(load.page)
+            try:
+                self._runtime.page_loaded(load.page)
+            except Exception as raised:
+                log.exception("block %s was read in vain", load.link.key.hex())
+                error = raised
         self._scheduler.loaded(load, ok=error is None)
 
     def _post_durable(self, request_id: str, ok: bool) -> None:

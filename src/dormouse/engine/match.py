@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dormouse.domain.blocks import ROOT, BlockKey, Link, Namespace, common_prefix
+from dormouse.domain.blocks import ROOT, BlockKey, Link, common_prefix
 from dormouse.engine.loads import Loads
 from dormouse.engine.pool import Pool
 from dormouse.engine.sequence import Sequence
@@ -41,14 +41,14 @@ class Matcher:
         for index in range(limit // size):
             key = sequence.link(index).key
             page = self._pool.find(key)
-            if page is None and not self._loads.is_readable(key):
+            if page is None and not (sequence.reads and self._loads.is_readable(key)):
                 break
             match.pages.append(page)
             parent = key
         start = len(match.pages) * size
         rest = sequence.tokens[start : min(limit, start + size)]
         if rest:
-            self._match_head(match, sequence.namespace, parent, rest)
+            self._match_head(match, sequence, parent, rest)
         return match
 
     def to_load(self, sequence: Sequence) -> list[BlockKey]:
@@ -59,11 +59,14 @@ class Matcher:
             keys.append(match.head.key)
         return keys
 
-    def _match_head(self, match: Match, namespace: Namespace, parent: BlockKey, rest: list[int]) -> None:
+    def _match_head(self, match: Match, sequence: Sequence, parent: BlockKey, rest: list[int]) -> None:
         """The block after `parent` with the longest head in common with `rest`; memory before disk."""
+        namespace = sequence.namespace
         found = self._pool.match_head(namespace, parent, rest)
         if found is not None:
             match.head_page, match.head, match.head_tokens = found
+        if not sequence.reads:
+            return
         for link in self._store.children(namespace, parent, rest[0]):
             length = common_prefix(link.tokens, rest)
             if length > match.head_tokens and self._loads.is_readable(link.key):

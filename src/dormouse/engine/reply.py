@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from dormouse.domain.errors import DormouseError
 from dormouse.domain.requests import FinishReason, TokenLogprob
 from dormouse.engine.detokenizer import Shown
 from dormouse.engine.sampler import Choices
@@ -15,7 +16,7 @@ from dormouse.engine.sequence import Sequence
 class Growth:
     """What a step gave a sequence: `num_tokens` tokens, what they show, and why the reply ends, if it
     does. With not `is_valid` the model computed no numbers for the next token, with `is_broken` the reply's
-    constraint allows none."""
+    constraint allows none, and with an `error` its text could not be made."""
 
     num_tokens: int = 0
     text: str = ""
@@ -24,6 +25,7 @@ class Growth:
     reason: FinishReason | None = None
     is_valid: bool = True
     is_broken: bool = False
+    error: DormouseError | None = None
 
     def show(self, shown: Shown) -> None:
         """Add what may be shown now. A stop string ends the reply."""

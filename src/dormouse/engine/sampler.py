@@ -128,8 +128,9 @@ class Choices:
         return None if top is None else distribution.token_logprob(self.raw[row], self.tokens[row], top)
 
 
-def choose(logits: Rows, wanted: Sequence[tuple[Sampler, Sequence[int]]]) -> Choices:
+def choose(logits: Rows, wanted: Sequence[tuple[Sampler, Sequence[int]] | None]) -> Choices:
     """Sample every row of a step: for each sampler one row, and one more behind each of its drafted tokens.
+    For None there is one row as well, of which only `is_valid` is said.
 
     Overwrites `logits`. Tells no sampler: what is taken of this is for the caller to say. Only a constraint
     is told here, as the next row depends on it; it takes what the caller will take, or the reply ends.
@@ -141,7 +142,11 @@ def choose(logits: Rows, wanted: Sequence[tuple[Sampler, Sequence[int]]]) -> Cho
     drawn: list[tuple[int, Sampler, float]] = []
     told: list[tuple[int, Constraint]] = []
     first = 0
-    for sampler, draft in wanted:
+    for one in wanted:
+        if one is None:
+            first += 1
+            continue
+        sampler, draft = one
         rows = range(first, first + len(draft) + 1)
         first = rows.stop
         constraint = sampler.constraint

@@ -8,6 +8,7 @@ the next end of a reply, so persistence resumes by itself.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 from dormouse.domain.agents import AgentId, AgentUpdate
@@ -16,6 +17,8 @@ from dormouse.engine.sequence import Sequence
 from dormouse.engine.step import Tail
 from dormouse.runtimes.base import Runtime
 from dormouse.store.block_store import BlockStore
+
+log = logging.getLogger(__name__)
 
 
 class Saver:
@@ -28,9 +31,15 @@ class Saver:
     def save_blocks(self, sequence: Sequence, blocks: Iterable[tuple[int, Link]]) -> None:
         """Offer blocks that the store lacks. Their pages must still hold them."""
         for page, link in blocks:
-            if not self._store.contains(link.key):
+            if self._store.contains(link.key):
+                continue
+            try:
                 payload = self._runtime.read_page(page, len(link.tokens))
-                self._store.put(sequence.namespace, link, payload)
+            except Exception:
+                # A history is worth saving without its blocks, too.
+                log.exception("blocks of request %s could not be read out to be saved", sequence.request.id)
+                return
+            self._store.put(sequence.namespace, link, payload)
 
     def save_tail(self, tail: Tail) -> None:
         """Offer an unfinished block, if it belongs to an agent."""

@@ -368,7 +368,8 @@ class Scheduler:
         end = start + num_tokens
         tokens = (*sequence.tokens[start:end], *draft)
         pages = sequence.pages[: -(-(end + len(draft)) // self._block_size)]
-        num_logits = len(draft) + 1 if end == len(sequence.tokens) else 0
+        # Also where no token is due, the last row says whether the model still computes numbers.
+        num_logits = len(draft) + 1
         return sequence, Chunk(tokens, start, tuple(pages), num_logits), draft
 
     def _num_pages(self, sequence: Sequence) -> int:

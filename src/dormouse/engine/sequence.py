@@ -58,6 +58,8 @@ class Sequence:
     overtaken: int = 0
     """How many that came after it were admitted since it was the first that did not fit."""
     num_preempted: int = 0
+    reads: bool = True
+    """Unset when a read that it waited for was given up or refused: it computes, whatever the store has."""
     left: list[BlockKey] = field(default_factory=list)
     """Its unfinished blocks of the times it was preempted; they may be stored."""
     stays: bool = False

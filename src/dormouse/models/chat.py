@@ -145,13 +145,14 @@ class ChatModel:
         """A reader of the reply to `conversation`, whose prompt is `prompt_text`."""
         return self._family.parser(conversation, prompt_text)
 
-    def constraint(self, conversation: Conversation, prompt_text: str) -> Constraint | None:
+    def constraint(self, conversation: Conversation, prompt_text: str, tenant: str) -> Constraint | None:
         """What keeps the reply to `conversation` to its format, its tools and its choice of them; None
-        where there is nothing to keep to. Compiles: call it in a worker thread.
+        where there is nothing to keep to. Compiles, which may take seconds: call it in a worker thread. What
+        was compiled for `tenant` lately costs little.
 
         Raises InvalidRequest for a strict schema that cannot be enforced.
         """
-        return self._grammars.constraint(conversation, prompt_text)
+        return self._grammars.constraint(conversation, prompt_text, tenant)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, after BOS where the tokenizer adds one and `add_special_tokens` is set.

@@ -13,7 +13,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +30,6 @@ from dormouse.models.tool_formats.base import CallForm
 log = logging.getLogger(__name__)
 
 _MOST_SCHEMA_CHARACTERS = 256 * 1024
-_COMPILE_TIMEOUT_S = 10.0
-_MOST_COMPILING = 2
 _MOST_CACHED = 64
 _WORD_BITS = 32
 
@@ -62,48 +59,48 @@ class Grammars:
         self._writer = LarkWriter(self._special_id)
         self._lock = threading.Lock()
         self._ll_tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._compiler = ThreadPoolExecutor(_MOST_COMPILING, "grammar")
+        # By tenant, too: how long an answer takes must not tell one tenant what another one sent.
+        self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
 
-    def constraint(self, conversation: Conversation, prompt_text: str) -> Constraint | None:
+    def constraint(self, conversation: Conversation, prompt_text: str, tenant: str) -> Constraint | None:
         """What the reply to `conversation` has to look like; None where it is free.
 
         Raises InvalidRequest for a schema that is to be enforced in full and cannot be.
         """
-        body = self._body(conversation)
+        body = self._body(conversation, tenant)
         if body is None:
             return None
         lark = self._writer.grammar(
             body, self._family.thinking, is_thinking=self._family.is_thinking(prompt_text)
         )
         try:
-            return GrammarConstraint(self._continued(self._matcher(lark), conversation))
+            return GrammarConstraint(self._continued(self._matcher(lark, tenant), conversation))
         except InvalidRequest as error:
-            if _is_strict(conversation):
+            if is_strict(conversation):
                 raise
             log.warning("a reply goes on without its grammar: %s", error)
             return None
 
-    def _body(self, conversation: Conversation) -> str | None:
+    def _body(self, conversation: Conversation, tenant: str) -> str | None:
         """The rules of the reply, without its reasoning."""
+        if not is_bound(conversation):
+            return None
         tools, choice = callable_tools(conversation), conversation.choice
         if tools and choice.mode is ToolMode.REQUIRED:
-            form = self._call_form(tools)
+            form = self._call_form(tools, tenant)
             return self._writer.calls(form, parallel=choice.parallel)
         if conversation.format is not None:
-            text = self._writer.json_text(self._schema(conversation.format))
+            text = self._writer.json_text(self._schema(conversation.format, tenant))
             if not tools:
                 return text
-            form = self._call_form(tools)
+            form = self._call_form(tools, tenant)
             return f"{text} | {self._writer.calls(form, parallel=choice.parallel)}"
-        if tools and (not choice.parallel or any(tool.strict for tool in tools)):
-            form = self._call_form(tools)
-            return self._writer.text_or_calls(form, parallel=choice.parallel)
-        return None
+        form = self._call_form(tools, tenant)
+        return self._writer.text_or_calls(form, parallel=choice.parallel)
 
     # -- schemas -------------------------------------------------------------------------------
 
-    def _call_form(self, tools: Sequence[Tool]) -> CallForm:
+    def _call_form(self, tools: Sequence[Tool], tenant: str) -> CallForm:
         """The form of calls of `tools`, with schemas that compile.
 
         Raises InvalidRequest when a strict one does not, or when the form leaves a part of it out.
@@ -116,23 +113,25 @@ class Grammars:
                 "leave that out of the schemas of strict tools, or leave 'strict' out",
                 param="tools",
             )
-        checked = (self._checked(t.parameters, t.strict, f"tool '{t.name}'", "tools") for t in tools)
+        checked = (self._checked(t.parameters, t.strict, f"tool '{t.name}'", "tools", tenant) for t in tools)
         return call_form(
             [replace(tool, parameters=schema) for tool, schema in zip(tools, checked, strict=True)]
         )
 
-    def _schema(self, wanted: OutputFormat) -> Mapping[str, Any]:
+    def _schema(self, wanted: OutputFormat, tenant: str) -> Mapping[str, Any]:
         if wanted.schema is None:
             return _ANY_OBJECT
-        return self._checked(wanted.schema, wanted.strict, "the response format", "response_format")
+        return self._checked(wanted.schema, wanted.strict, "the response format", "response_format", tenant)
 
-    def _checked(self, schema: Mapping[str, Any], strict: bool, whose: str, param: str) -> Mapping[str, Any]:
+    def _checked(
+        self, schema: Mapping[str, Any], strict: bool, whose: str, param: str, tenant: str
+    ) -> Mapping[str, Any]:
         """`schema` if it compiles, in full where it is `strict`; else any object will do.
 
         Raises InvalidRequest for a strict one that does not.
         """
         try:
-            self._compile_schema(schema, lenient=not strict)
+            self._compile_schema(schema, tenant, lenient=not strict)
         except InvalidRequest as error:
             if strict:
                 raise InvalidRequest(
@@ -143,7 +142,7 @@ class Grammars:
             return _ANY_OBJECT
         return schema
 
-    def _compile_schema(self, schema: Mapping[str, Any], *, lenient: bool) -> None:
+    def _compile_schema(self, schema: Mapping[str, Any], tenant: str, *, lenient: bool) -> None:
         """Raises InvalidRequest with what llguidance has against it."""
         try:
             text = json.dumps(schema)
@@ -152,7 +151,7 @@ class Grammars:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"lenient": lenient})
         except (RecursionError, ValueError) as error:
             raise InvalidRequest(f"it is nested too deep: {error}") from error
-        self._matcher(grammar)
+        self._matcher(grammar, tenant)
 
     # -- compilation ---------------------------------------------------------------------------
 
@@ -167,28 +166,21 @@ class Grammars:
                 )
         return matcher
 
-    def _matcher(self, grammar: str) -> LLMatcher:
-        """A matcher at its start. Raises InvalidRequest when there is none, or not soon enough."""
+    def _matcher(self, grammar: str, tenant: str) -> LLMatcher:
+        """A matcher at its start. Raises InvalidRequest when there is none."""
+        name = tenant, grammar
         with self._lock:
-            if grammar in self._compiled:
-                self._compiled.move_to_end(grammar)
-                return self._compiled[grammar].deep_copy()
-        compiling = self._compiler.submit(self._compile, grammar)
-        try:
-            matcher = compiling.result(_COMPILE_TIMEOUT_S)
-        except TimeoutError as error:
-            compiling.cancel()
-            raise InvalidRequest(f"it takes longer than {_COMPILE_TIMEOUT_S:g} s to compile") from error
+            if name in self._compiled:
+                self._compiled.move_to_end(name)
+                return self._compiled[name].deep_copy()
+        matcher = LLMatcher(self._vocabulary(), grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise InvalidRequest(_reason(matcher.get_error()))
         with self._lock:
-            self._compiled[grammar] = matcher
+            self._compiled[name] = matcher
             if len(self._compiled) > _MOST_CACHED:
                 self._compiled.popitem(last=False)
             return matcher.deep_copy()
-
-    def _compile(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._vocabulary(), grammar, log_level=0, limits=_LIMITS)
 
     def _special_id(self, text: str) -> int | None:
         """The id of `text` where it is one token that llguidance does not take for text: these are more
@@ -233,7 +225,15 @@ class GrammarConstraint:
         return self._matcher.compute_ff_tokens()
 
 
-def _is_strict(conversation: Conversation) -> bool:
+def is_bound(conversation: Conversation) -> bool:
+    """Whether the reply has to keep to a grammar. Cheap."""
+    tools, choice = callable_tools(conversation), conversation.choice
+    if conversation.format is not None or not tools:
+        return conversation.format is not None
+    return choice.mode is ToolMode.REQUIRED or not choice.parallel or any(tool.strict for tool in tools)
+
+
+def is_strict(conversation: Conversation) -> bool:
     """Whether anything was promised to be valid by construction."""
     wanted = conversation.format
     return any(tool.strict for tool in callable_tools(conversation)) or (wanted is not None and wanted.strict)

@@ -37,7 +37,8 @@ from dormouse.store.keeper import Removal
 from dormouse.store.opening import StoreParts, open_parts
 from dormouse.store.options import StoreOptions, StoreStats
 from dormouse.store.read_ahead import ReadAhead
-from dormouse.store.reader import BlockReader, Done, Load, ReaderPool
+from dormouse.store.reader import BlockReader
+from dormouse.store.reader_pool import Done, Load, ReaderPool
 from dormouse.store.rows import BlockRow, DocumentId, ReplyId
 from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
 from dormouse.store.writer import Writer
@@ -158,13 +159,17 @@ class BlockStore:
         `done` is called there, once: with None when `into` holds the verified payload, else with the
         error (BlockMissing when the block is not stored, DamagedBlock when it was and is now
         quarantined) and `into` undefined. Raises ValueError when the namespace is not registered or
-        `into` has another size, and StoreError after `close`.
+        `into` has another size, and StoreError after `close` and while no read returns.
         """
         found = self._view.find(key)
         buffer = into.cast("B")
         if found is not None and len(buffer) != self._format(found.namespace).cache.block_nbytes:
             raise ValueError(f"buffer of {len(buffer)} bytes is not a page")
         self._readers.submit(Load(key, buffer, done))
+
+    def relieve_readers(self, waited_s: float) -> None:
+        """Loads have been waited for in vain, for `waited_s` seconds: let them hold up no others."""
+        self._readers.relieve(waited_s)
 
     def read_ahead(self, keys: Iterable[BlockKey]) -> None:
         """The blocks will be loaded soon: have the system read their files. A hint, which may be dropped."""
@@ -349,6 +354,16 @@ class BlockStore:
         """Free bytes on the disk of the data folder."""
         return shutil.disk_usage(self._parts.layout.root).free
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the data folder still is the one that was opened; else what is written has no name."""
+        return self._parts.catalog.is_in_place
+
+    @property
+    def write_s(self) -> float:
+        """Seconds that the writer has been at one batch; 0 while it has none."""
+        return self._writer.busy_s
+
     def health(self) -> tuple[HealthReason, ...]:
         """Why saving does not work as it should; empty when it does."""
         return self._parts.health.reasons
@@ -374,7 +389,9 @@ class BlockStore:
             self._is_closed = True
             self._read_ahead.stop()
             self._readers.stop()
-            self._writer.stop()
+            if not self._writer.stop():
+                log.critical("a write does not return; what was queued behind it is lost")
+                return  # the catalog and the lock are the writer's, until the process ends
             if self._view.num_unsaved:
                 log.error("closed with %d agents that could not be saved", self._view.num_unsaved)
             self._parts.catalog.close()

@@ -69,6 +69,15 @@ class Catalog:
         except BaseException:
             self._connection.close()
             raise
+        self._identity = _identity(path)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file that is open still has its name. For any thread."""
+        try:
+            return _identity(self._path) == self._identity
+        except OSError:
+            return False
 
     @contextmanager
     def atomic(self) -> Iterator[sqlite3.Connection]:
@@ -201,6 +210,11 @@ class Catalog:
                     connection.execute(
                         "INSERT INTO migrations VALUES (?, ?)", (migration.__name__, time.time())
                     )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def refuse_newer(path: Path) -> None:

@@ -12,6 +12,7 @@ from dormouse.domain.errors import DamagedCatalog, StoreError
 log = logging.getLogger(__name__)
 
 FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+DESCRIPTOR_ERRNOS = (errno.EMFILE, errno.ENFILE)
 READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 WriteError = StoreError | OSError | sqlite3.Error
@@ -68,6 +69,8 @@ def _code(error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number in FULL_ERRNOS:
         return "disk_full"
+    if number in DESCRIPTOR_ERRNOS:
+        return "descriptors_exhausted"
     return "store_read_only" if number in READ_ONLY_ERRNOS else "write_failed"
 
 
@@ -76,6 +79,7 @@ def _advice(code: str) -> str:
         "disk_full": "free disk space",
         "store_read_only": "make the data folder writable",
         "quota_too_small": "raise the disk quota",
+        "descriptors_exhausted": "raise the limit on open files (ulimit -n)",
         "write_failed": "check the disk",
     }[code]
     return f"serving goes on from memory; {what}, saving resumes by itself"

@@ -1,4 +1,4 @@
-"""Reader threads: payloads from block files straight into pages."""
+"""Payloads from block files straight into pages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Lock, Thread
 
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.errors import BlockMissing, DamagedBlock, StoreError
@@ -21,16 +18,6 @@ from dormouse.store.view import StoreView
 log = logging.getLogger(__name__)
 
 LoadError = StoreError | OSError
-Done = Callable[[LoadError | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One block to read into `into`; `done` is called once, on a reader thread."""
-
-    key: BlockKey
-    into: memoryview
-    done: Done
 
 
 class BlockReader:
@@ -106,47 +93,3 @@ class BlockReader:
     def _give_up(self, row: BlockRow, error: LoadError) -> LoadError:
         self.damaged(row, error)
         return error
-
-
-class ReaderPool:
-    """A few threads that work off loads in order."""
-
-    def __init__(self, reader: BlockReader, num_threads: int) -> None:
-        self._reader = reader
-        self._loads: SimpleQueue[Load | None] = SimpleQueue()
-        self._stopping = Lock()
-        self._is_stopped = False
-        self._threads = [
-            Thread(target=self._run, name=f"store-reader-{number}", daemon=True)
-            for number in range(num_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, load: Load) -> None:
-        """Queue a load. Raises StoreError after `stop`."""
-        with self._stopping:
-            if self._is_stopped:
-                raise StoreError("the store is closed")
-            self._loads.put(load)
-
-    def stop(self) -> None:
-        """Finish what is queued and end the threads."""
-        with self._stopping:
-            self._is_stopped = True
-        for _ in self._threads:
-            self._loads.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while (load := self._loads.get()) is not None:
-            try:
-                error = self._reader.read(load.key, load.into)
-            except Exception as unexpected:
-                log.exception("reading block %s failed by an error of ours", load.key.hex())
-                error = StoreError(f"reading a block failed: {unexpected!r}")
-            try:
-                load.done(error)
-            except Exception:
-                log.exception("the receiver of block %s failed", load.key.hex())

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 MAX_BATCH_ITEMS = 64
 
+_STOP_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -70,6 +72,7 @@ class Writer:
         self._changed = Condition()
         self._stopping = False
         self._error: Exception | None = None
+        self._step_since: float | None = None
         self._touches_written_at = time.monotonic()
         self._thread = Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
@@ -121,12 +124,24 @@ class Writer:
         with self._changed:
             self._changed.notify()
 
-    def stop(self) -> None:
-        """Work off the queue, record touches, end the thread. Waits; a second call does nothing."""
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the thread has been at one batch; 0 while it waits for one."""
+        since = self._step_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def stop(self) -> bool:
+        """Work off the queue, record touches, end the thread. Waits; a second call does nothing.
+
+        False when the disk does not answer and the thread is left behind.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        until = time.monotonic() + _STOP_S
+        while self._thread.is_alive() and (self.busy_s < _STOP_S or time.monotonic() < until):
+            self._thread.join(1.0)
+        return not self._thread.is_alive()
 
     @property
     def _accepts(self) -> bool:
@@ -136,7 +151,9 @@ class Writer:
         batch: Batch | None = None
         try:
             while (batch := self._take()) is not None:
+                self._step_since = time.monotonic()
                 self._step(batch)
+                self._step_since = None
             self._keeper.store([], [], self._view.take_touched())
         except Exception as error:
             log.exception("the writer stopped by an error of ours")
