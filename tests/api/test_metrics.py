@@ -285,3 +285,12 @@ def test_two_applications_share_no_numbers(service: Service, tmp_path: Path) -> 
         assert scrape(other)["dormouse_tokens_total", ("generated",)] == 0
         assert scrape(other, "application/openmetrics-text; version=1.0.0")
     assert scrape(service)["dormouse_tokens_total", ("generated",)] == 8
+
+
+def test_an_engine_that_rests_is_not_busy_and_all_is_well(service: Service) -> None:
+    """What these two show when something is wrong is in tests/faults."""
+    text = service.http.get("/metrics").text
+    assert "dormouse_engine_busy_seconds" in text
+    assert "dormouse_health_reasons" in text
+    names = {"dormouse_engine_busy_seconds", "dormouse_health_reasons"}
+    assert names <= {metric.name for metric in METRICS}

@@ -156,7 +156,7 @@ def test_nobody_waits_for_a_write_that_hangs(serve: Serve, monkeypatch: pytest.M
         assert site.http.get("/v1/agents/ada").json()["durable_tokens"] == 0
         assert site.metric("dormouse_store_pending_bytes") > 0
         assert site.status() == "ok", "it may still come"
-        monkeypatch.setattr(health, "_STALLED_S", 0.0)
+        monkeypatch.setattr(health, "_WRITE_STALLED_S", 0.0)
         assert "write_stalled" in site.reasons()
     finally:
         ops.gate.set()

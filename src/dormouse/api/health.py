@@ -23,6 +23,7 @@ _NEARLY_FULL = 0.9
 _STALLED_S = 60.0
 """A step of a large model takes seconds; one that takes this long is not coming back soon."""
 
+_WRITE_STALLED_S = 60.0
 _DISK_FLOOR_NBYTES = 1 << 30
 
 
@@ -136,7 +137,7 @@ def _look_at_disk(store: BlockStore, found: Diagnosis) -> None:
         found.add(
             "disk_gone", "the data folder is not the one that was opened; bring that one back, or restart"
         )
-    if (write_s := store.write_s) > _STALLED_S:
+    if (write_s := store.write_s) > _WRITE_STALLED_S:
         found.add("write_stalled", f"a write to the data folder has taken {write_s:.0f} s; check the disk")
     if free < _DISK_FLOOR_NBYTES:
         found.add("disk_low", f"{free} bytes are free on the disk of the data folder; free some")
