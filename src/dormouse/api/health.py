@@ -77,6 +77,7 @@ def router(host: ModelHost, store: BlockStore) -> APIRouter:
             stats, runtime = served.engine.stats(), served.engine.runtime
             body |= {
                 "model": served.name,
+                "encrypted": store.is_encrypted,
                 "engine": dataclasses.asdict(stats),
                 "memory": {
                     "weights_nbytes": runtime.weights_nbytes,

@@ -14,12 +14,14 @@ import psutil
 from dormouse.bench.machine import cpu_name, isa_flags
 from dormouse.cli.options import Json, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, human_nbytes, table
+from dormouse.models.storage import key_source
 from dormouse.settings import Settings
+from dormouse.store.vault import has_vault, read_vault
 
 _PROBE_NBYTES = 1 << 20
 
 
-@with_settings("data_dir", "models_dir")
+@with_settings("data_dir", "models_dir", "encryption", "encryption_key_file")
 def doctor(settings: Settings, json: Json = False) -> None:
     """Show what Dormouse found on this machine: cores, ISA, torch, compiler, kernels, disk.
 
@@ -52,8 +54,21 @@ def _findings(settings: Settings) -> dict[str, Any]:
         "compiler": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "none",
         "kernels": describe_kernels(torch.device("cpu")),
         "data_folder": str(settings.data_dir),
+        "encryption": _encryption(settings),
         **_disk(settings.data_dir),
     }
+
+
+def _encryption(settings: Settings) -> str:
+    """Of the data folder as it is, and where its key is looked for."""
+    source = key_source(settings)
+    is_encrypted = has_vault(settings.data_dir)
+    if source is None:
+        return "on, but this command was told of no key" if is_encrypted else "off"
+    if not is_encrypted:
+        return f"asked for, with {source.place}; the data folder has none yet"
+    found = source.find(read_vault(settings.data_dir)["store"]) is not None
+    return f"on, with {source.place}" if found else f"on, but {source.place} has no key for it"
 
 
 def _devices() -> list[str]:
