@@ -1,6 +1,7 @@
-"""What encryption costs a wake: `python -m benchmarks.encryption [--context 4096]`. One JSON row.
+"""What encryption costs a wake: `python -m benchmarks.encryption [--rounds 25]`. One JSON row.
 
-Agents wake from a plain store and from an encrypted one by turns, so that a busy machine slows both.
+One process has an agent in a plain folder and the same in an encrypted one. They sleep and wake by turns, so
+that a busy machine slows both; the files stay in the page cache, where decrypting shows most.
 """
 
 from __future__ import annotations
@@ -11,59 +12,73 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from dormouse.bench.client import PendingReply, Reply, random_prompt
 from dormouse.bench.machine import describe
-from dormouse.bench.wake import measure
+from dormouse.domain.agents import DEFAULT_TENANT
+from dormouse.models.agents import Agents
+from dormouse.models.stack import Stack
 from dormouse.settings import Settings
 
-WAKES = ("warm", "dropped", "beside")
-"""Files in the page cache, files not there, and beside a stream that decodes."""
+AGENT = "wake"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=25)
     args = parser.parse_args()
-    runs: dict[str, list[dict[str, dict[str, Any]]]] = {"plain": [], "encrypted": []}
-    with tempfile.TemporaryDirectory(prefix="dormouse-bench-") as folder:
-        key_file = Path(folder) / "master.key"
-        plain = Settings(encryption="off")
-        encrypted = plain.model_copy(update={"encryption": "file", "encryption_key_file": key_file})
-        for seed in range(args.repeat):
-            # Who goes first takes turns, too: the second finds warmer caches.
-            pair = [("plain", plain), ("encrypted", encrypted)]
-            for name, settings in pair if seed % 2 == 0 else reversed(pair):
-                runs[name].append(measure(settings, args.context, seed))
-    ttft = {name: {wake: _times(of, wake) for wake in WAKES} for name, of in runs.items()}
-    pairs = zip(runs["plain"], runs["encrypted"], strict=True)
+    times: dict[str, list[float]] = {"plain": [], "encrypted": []}
+    replies: list[Reply] = []
+    with tempfile.TemporaryDirectory(prefix="dormouse-bench-") as name:
+        folder = Path(name)
+        plain = Settings(encryption="off", data_dir=folder / "plain", arena_tokens=2 * args.context)
+        key = {"encryption": "file", "encryption_key_file": folder / "master.key"}
+        sealed = plain.model_copy(update={"data_dir": folder / "encrypted", **key})
+        with Stack.open(plain) as first, Stack.open(sealed) as second:
+            stacks = {"plain": first, "encrypted": second}
+            for stack in stacks.values():
+                reply(stack, args.context)
+                if not stack.store.flush():
+                    raise RuntimeError("the agent is not on the disk")
+            for turn in range(args.rounds + 1):
+                # Who goes first takes turns, too.
+                for kind in sorted(stacks, reverse=turn % 2 == 0):
+                    woken = wake(stacks[kind], args.context)
+                    replies.append(woken)
+                    if turn:  # the first warms caches
+                        times[kind].append(round(1000 * woken.ttft_s, 2))
+    medians = {kind: statistics.median(of) for kind, of in times.items()}
     row = {
         "bench": "encryption",
         "context": args.context,
-        "wake_ttft_ms": {
-            name: {wake: round(statistics.median(times), 1) for wake, times in of.items()}
-            for name, of in ttft.items()
+        "wake_ttft_ms": {kind: round(median, 1) for kind, median in medians.items()},
+        "lower_quartile_wake_ttft_ms": {
+            kind: round(statistics.quantiles(of, n=4)[0], 1) for kind, of in times.items()
         },
-        "best_wake_ttft_ms": {name: {wake: min(of[wake]) for wake in WAKES} for name, of in ttft.items()},
-        "ready_s": {
-            name: round(statistics.median(run["warm"]["ready_s"] for run in of), 2)
-            for name, of in runs.items()
-        },
-        "recomputed_tokens": max(
-            run[wake]["recomputed_tokens"] for of in runs.values() for run in of for wake in WAKES
+        "least_wake_ttft_ms": {kind: round(min(of), 1) for kind, of in times.items()},
+        "median_of_differences_ms": round(
+            statistics.median(b - a for a, b in zip(times["plain"], times["encrypted"], strict=True)), 1
         ),
-        "same_token": all(
-            a[wake]["token"] == b[wake]["token"] for a, b in pairs for wake in ("cold", *WAKES)
-        ),
-        "runs_ms": ttft,
+        "recomputed_tokens": max(one.usage.prompt_tokens - one.usage.cached_tokens for one in replies),
+        "same_token": len({one.token_ids[0] for one in replies}) == 1,
+        "rounds_ms": times,
         "machine": describe(),
     }
     sys.stdout.write(json.dumps(row, indent=2) + "\n")
 
 
-def _times(runs: list[dict[str, dict[str, Any]]], wake: str) -> list[float]:
-    return [run[wake]["ttft_ms"] for run in runs]
+def reply(stack: Stack, context: int) -> Reply:
+    """One token of the agent after its context."""
+    prompt = random_prompt(0, context, stack.served.vocab_size)
+    return PendingReply(stack.served.engine, prompt, 1, AGENT).wait()
+
+
+def wake(stack: Stack, context: int) -> Reply:
+    """The same after its pages were given back."""
+    if not Agents(stack.served, stack.store).sleep(DEFAULT_TENANT, AGENT):
+        raise RuntimeError("the agent was not put to sleep")
+    return reply(stack, context)
 
 
 if __name__ == "__main__":

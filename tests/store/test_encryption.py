@@ -20,6 +20,7 @@ from tests.store.kit import (
     NAMESPACE,
     QUOTA,
     Clock,
+    FaultyOps,
     UnsyncedOps,
     agent_id,
     assert_loads,
@@ -558,6 +559,43 @@ def test_turning_it_on_and_off_again(folder: Path, open_sealed: OpenSealed, keys
     assert_filled(store, links)
     assert store.verify().is_clean
     assert store.stats().nbytes == nbytes_below(folder)
+
+
+def test_what_cannot_be_trusted_is_not_left_behind_in_clear(
+    folder: Path, open_sealed: OpenSealed, keys: MasterKeyFile
+) -> None:
+    store = open_sealed(None)
+    links = fill(store)
+    store.close()
+    foreign = folder / "blocks" / "notes.txt"
+    foreign.write_text(WORD)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="could not be trusted"):
+            Conversion(folder, keys, quota_nbytes=QUOTA).encrypt()
+    for path in (folder / "quarantine").iterdir():
+        path.unlink()
+    Conversion(folder, keys, quota_nbytes=QUOTA).encrypt()
+    assert_unreadable(folder, links)
+    assert_filled(open_sealed(), links)
+
+
+def test_keys_that_a_crash_left_go(folder: Path, open_sealed: OpenSealed, keys: MasterKeyFile) -> None:
+    open_sealed().close()
+    old = folder / "vault.old"
+    old.write_bytes((folder / VAULT_NAME).read_bytes())
+    open_sealed().close()
+    assert not old.exists()
+
+    def cut(step: str, _: object) -> None:
+        if step == "wipe" and not (folder / VAULT_NAME).exists():
+            raise OSError(5, "cut")
+
+    ops = FaultyOps(cut)
+    with pytest.raises(StoreError, match="run it again"):
+        Conversion(folder, keys, quota_nbytes=QUOTA, file_ops=ops).decrypt()
+    assert old.exists()
+    open_sealed(None).close()
+    assert not old.exists()
 
 
 class CutOps(UnsyncedOps):

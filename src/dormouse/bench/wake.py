@@ -42,7 +42,7 @@ def wake(settings: Settings, context: int, repeat: int) -> dict[str, Any]:
     Each agent wakes three times: with its files in the page cache, with them dropped from it, and while
     another stream decodes.
     """
-    runs = [measure(settings, context, seed) for seed in range(repeat)]
+    runs = [_measure(settings, context, seed) for seed in range(repeat)]
 
     def median(kind: str, figure: str) -> float:
         return round(float(statistics.median(run[kind][figure] for run in runs)), 1)
@@ -67,12 +67,12 @@ def wake(settings: Settings, context: int, repeat: int) -> dict[str, Any]:
     }
 
 
-def measure(settings: Settings, context: int, seed: int) -> dict[str, dict[str, Any]]:
-    """One agent: what each of its processes said, by its name."""
+def _measure(settings: Settings, context: int, seed: int) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="dormouse-bench-") as folder:
         data_dir = Path(folder)
+        own = settings.model_copy(update={"data_dir": data_dir, "encryption": "off"})
         job = {
-            "settings": json.loads(settings.model_copy(update={"data_dir": data_dir}).model_dump_json()),
+            "settings": json.loads(own.model_dump_json()),
             "context": context,
             "seed": seed,
         }

@@ -90,6 +90,7 @@ class Conversion:
             if vault.state is VaultState.ENCRYPTING:
                 self._clear(layout_of(self._folder, vault), wipe=False)
                 done = self._copy(None, vault)
+                self._check_quarantine()  # opening the plain store may have set something aside
                 vault.state = VaultState.WIPING_PLAIN
             self._clear(Layout(self._folder), wipe=True)
             vault.state = VaultState.ON

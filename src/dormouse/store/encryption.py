@@ -14,6 +14,7 @@ from dormouse.store.vault import (
     Vault,
     VaultState,
     create_vault,
+    drop_old_vault,
     has_vault,
     new_store_id,
     open_vault,
@@ -48,6 +49,7 @@ def unlock(folder: Path, ops: FileOps, key_source: KeySource | None) -> Vault | 
             f"{folder} has an encrypted store, but its keys (vault.json) are gone; bring that file back "
             "from a copy, or choose another data folder. Nothing was changed"
         )
+    drop_old_vault(folder, ops)
     if key_source is None:
         return None
     if _has_store(Layout(folder)):

@@ -188,10 +188,11 @@ class Vault:
         return True
 
     def remove(self) -> None:
-        """Destroy all keys: the folder is encrypted no more, or what was is gone."""
-        self._ops.wipe(self._path)
-        self._ops.unlink(self._path)
+        """Destroy all keys: the folder is encrypted no more. Raises OSError."""
+        # By one rename, so that no crash leaves a file that is half a vault.
+        self._ops.rename(self._path, self._path.with_suffix(_OLD_SUFFIX))
         self._ops.fsync_folder(self._path.parent)
+        drop_old_vault(self._path.parent, self._ops)
 
     def _create(self, tenant: str) -> TenantKey:
         key_id = secrets.token_bytes(KEY_ID_NBYTES)
@@ -306,6 +307,14 @@ def read_vault(root: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); bring it back from a copy") from error
     return document
+
+
+def drop_old_vault(root: Path, ops: FileOps) -> None:
+    """Overwrite and remove what a crash left of a folder's last vault. Raises OSError."""
+    old = (root / VAULT_NAME).with_suffix(_OLD_SUFFIX)
+    if old.exists():
+        ops.wipe(old)
+        ops.unlink(old)
 
 
 def _wrapping_key(master: bytearray, store_id: str) -> AESGCM:
