@@ -146,6 +146,8 @@ class Catalog:
     def purge(self, key_ids: Iterable[bytes]) -> None:
         """Remove all rows of encrypted tenants whose keys, of these ids, were destroyed."""
         ids = list(key_ids)
+        if not ids:
+            return
         with self.atomic() as connection:
             for table in ("agents", "checkpoints", "documents"):
                 connection.executemany(

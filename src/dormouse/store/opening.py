@@ -167,8 +167,8 @@ class _Opening:
             self._set_catalog_aside()  # A log without its database belongs to another one.
         catalog = Catalog(self.layout.catalog, self.ops, self.rows)
         try:
-            if self.vault is not None and self.vault.destroyed:
-                catalog.purge(self.vault.destroyed)
+            if self.vault is not None:
+                _purge(catalog, self.vault)
             reconciler = Reconciler(self.layout, catalog, self.files, self.codec, self.ledger, self.ops)
             index, change = reconciler.load()
             _commit_repairs(catalog, change)
@@ -182,6 +182,14 @@ class _Opening:
         for path in self.layout.catalog_files:
             if path.exists():
                 self.files.quarantine(path)
+
+
+def _purge(catalog: Catalog, vault: Vault) -> None:
+    # What cannot be removed now cannot be read either, and goes at the next start.
+    try:
+        catalog.purge(vault.destroyed)
+    except sqlite3.Error as error:
+        log.warning("rows of forgotten tenants could not be removed: %s", error)
 
 
 def _commit_repairs(catalog: Catalog, change: Change) -> None:
