@@ -10,7 +10,7 @@ from tests.cli.test_commands import run
 from tests.store.kit import CACHE, NAMESPACE, QUOTA, reply
 
 from dormouse.store.block_store import BlockStore
-from dormouse.store.vault import has_vault
+from dormouse.store.vault_file import has_vault
 
 
 @pytest.fixture

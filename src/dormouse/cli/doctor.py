@@ -16,7 +16,7 @@ from dormouse.cli.options import Json, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, human_nbytes, table
 from dormouse.models.storage import key_source
 from dormouse.settings import Settings
-from dormouse.store.vault import has_vault, read_vault
+from dormouse.store.vault_file import has_vault, read_vault
 
 _PROBE_NBYTES = 1 << 20
 

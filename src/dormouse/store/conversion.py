@@ -38,7 +38,8 @@ from dormouse.store.master_key import KeySource
 from dormouse.store.opening import StoreParts, assemble, lock_folder
 from dormouse.store.options import StoreOptions
 from dormouse.store.rows import BlockRow, Change, DocumentId, DocumentRow
-from dormouse.store.vault import Vault, VaultState, has_vault, read_vault
+from dormouse.store.vault import Vault
+from dormouse.store.vault_file import VaultState, has_vault, read_vault
 from dormouse.store.view import PendingBlock
 
 log = logging.getLogger(__name__)

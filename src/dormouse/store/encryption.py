@@ -10,16 +10,8 @@ from dormouse.store.columns import seal_key
 from dormouse.store.file_ops import FileOps
 from dormouse.store.layout import Layout
 from dormouse.store.master_key import KeySource, find_or_create_key, require_key
-from dormouse.store.vault import (
-    Vault,
-    VaultState,
-    create_vault,
-    drop_old_vault,
-    has_vault,
-    new_store_id,
-    open_vault,
-    read_vault,
-)
+from dormouse.store.vault import Vault, create_vault, new_store_id, open_vault
+from dormouse.store.vault_file import VaultFile, VaultState, has_vault, read_vault
 
 _UNFINISHED = {
     VaultState.ENCRYPTING: "encrypt",
@@ -49,7 +41,7 @@ def unlock(folder: Path, ops: FileOps, key_source: KeySource | None) -> Vault | 
             f"{folder} has an encrypted store, but its keys (vault.json) are gone; bring that file back "
             "from a copy, or choose another data folder. Nothing was changed"
         )
-    drop_old_vault(folder, ops)
+    VaultFile(folder, ops).clean()
     if key_source is None:
         return None
     if _has_store(Layout(folder)):

@@ -13,11 +13,8 @@ that they can be looked up. What a value belongs to is authenticated with it: va
 
 from __future__ import annotations
 
-import json
-import logging
 import secrets
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +27,10 @@ from dormouse.domain.errors import (
     StoreError,
 )
 from dormouse.store.file_ops import FileOps
-from dormouse.store.layout import VAULT_NAME, temp_of
+from dormouse.store.vault_file import VaultFile, VaultState, read_vault
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
-
-log = logging.getLogger(__name__)
 
 KEY_ID_NBYTES = 8
 NONCE_NBYTES = 12
@@ -45,22 +40,6 @@ SEAL_NBYTES = KEY_ID_NBYTES + NONCE_NBYTES + TAG_NBYTES
 KEY_NBYTES = 32
 NOBODY = ""
 """The tenant of what belongs to none: names of blocks, identities of models."""
-_FORMAT = 1
-_OLD_SUFFIX = ".old"
-
-
-class VaultState(StrEnum):
-    """Where a conversion stands; see `conversion`."""
-
-    ON = "on"
-    ENCRYPTING = "encrypting"
-    """The plain store counts; the encrypted one is being written."""
-    WIPING_PLAIN = "wiping_plain"
-    """The encrypted store counts; what is left of the plain one goes."""
-    DECRYPTING = "decrypting"
-    """The encrypted store counts; the plain one is being written."""
-    DROPPING_SEALED = "dropping_sealed"
-    """The plain store counts; the encrypted one goes, and the keys last."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,10 +62,9 @@ class Vault:
     Methods raise SealBroken for what was not sealed like this, and OSError when a new key cannot be kept.
     """
 
-    def __init__(self, path: Path, ops: FileOps, wrapping: AESGCM, document: dict[str, Any]) -> None:
+    def __init__(self, file: VaultFile, wrapping: AESGCM, document: dict[str, Any]) -> None:
         """Use `open_vault` or `create_vault`."""
-        self._path = path
-        self._ops = ops
+        self._file = file
         self._wrapping = wrapping
         self.store_id: str = document["store"]
         self._state = VaultState(document["state"])
@@ -142,7 +120,7 @@ class Vault:
             return found
         if id in self.destroyed:
             raise KeyDestroyed("its tenant's key was destroyed")
-        raise KeyUnknown(f"{self._path.name} has no key {id.hex()}")
+        raise KeyUnknown(f"{self._file.path.name} has no key {id.hex()}")
 
     def seal(self, key: TenantKey, content: bytes, place: bytes) -> bytes:
         """Id of the key, a new nonce, ciphertext, tag. Who opens it must tell the same `place`."""
@@ -187,12 +165,13 @@ class Vault:
         self._write()
         return True
 
+    def clean(self) -> None:
+        """Remove what a crash left of an earlier file. Raises OSError."""
+        self._file.clean()
+
     def remove(self) -> None:
         """Destroy all keys: the folder is encrypted no more. Raises OSError."""
-        # By one rename, so that no crash leaves a file that is half a vault.
-        self._ops.rename(self._path, self._path.with_suffix(_OLD_SUFFIX))
-        self._ops.fsync_folder(self._path.parent)
-        drop_old_vault(self._path.parent, self._ops)
+        self._file.remove()
 
     def _create(self, tenant: str) -> TenantKey:
         key_id = secrets.token_bytes(KEY_ID_NBYTES)
@@ -220,7 +199,7 @@ class Vault:
             opened = self._wrapping.decrypt(nonce, sealed, self._wrap_place(id))
         except InvalidTag:
             raise EncryptionMismatch(
-                f"the master key is not that of {self._path.parent} (store {self.store_id}); "
+                f"the master key is not that of {self._file.path.parent} (store {self.store_id}); "
                 "give the right one, or choose another data folder. Nothing was changed"
             ) from None
         return _tenant_key(id, opened[KEY_NBYTES:].decode(), opened[:KEY_NBYTES])
@@ -231,37 +210,13 @@ class Vault:
     def _write(self) -> None:
         """The file anew, in one piece; the bytes of the one before are overwritten."""
         document = {
-            "format": _FORMAT,
             "store": self.store_id,
             "state": self._state,
             "generation": self.generation,
             "keys": {key_id.hex(): wrapped.hex() for key_id, wrapped in self._wrapped.items()},
             "destroyed": sorted(key_id.hex() for key_id in self.destroyed),
         }
-        ops, temp, old = self._ops, temp_of(self._path), self._path.with_suffix(_OLD_SUFFIX)
-        fd = ops.open_temp(temp)
-        try:
-            ops.write(fd, [json.dumps(document, indent=1).encode()])
-            ops.fsync(fd)
-        finally:
-            ops.close(fd)
-        old.unlink(missing_ok=True)
-        if self._path.exists():
-            old.hardlink_to(self._path)
-        ops.rename(temp, self._path)
-        ops.fsync_folder(self._path.parent)
-        self._drop_old()
-
-    def _drop_old(self) -> None:
-        old = self._path.with_suffix(_OLD_SUFFIX)
-        if old.exists() and not old.samefile(self._path):
-            self._ops.wipe(old)
-        self._ops.unlink(old)
-
-    def clean(self) -> None:
-        """Remove what a crash left of an earlier file. Raises OSError."""
-        self._ops.unlink(temp_of(self._path))
-        self._drop_old()
+        self._file.write(document)
 
 
 def open_vault(root: Path, ops: FileOps, master: bytearray) -> Vault:
@@ -269,15 +224,14 @@ def open_vault(root: Path, ops: FileOps, master: bytearray) -> Vault:
 
     Raises EncryptionMismatch for another key, StoreError for a file that cannot be used. Changes nothing.
     """
-    path = root / VAULT_NAME
     document = read_vault(root)
-    return Vault(path, ops, _wrapping_key(master, document["store"]), document)
+    return Vault(VaultFile(root, ops), _wrapping_key(master, document["store"]), document)
 
 
 def create_vault(root: Path, ops: FileOps, master: bytearray, store_id: str, state: VaultState) -> Vault:
     """A new vault, on disk on return; `master` is overwritten. Raises OSError."""
     document = {"store": store_id, "state": state, "generation": 0, "keys": {}, "destroyed": []}
-    vault = Vault(root / VAULT_NAME, ops, _wrapping_key(master, store_id), document)
+    vault = Vault(VaultFile(root, ops), _wrapping_key(master, store_id), document)
     vault.tenant_key(NOBODY)
     return vault
 
@@ -285,36 +239,6 @@ def create_vault(root: Path, ops: FileOps, master: bytearray, store_id: str, sta
 def new_store_id() -> str:
     """A name for a folder's keys."""
     return secrets.token_hex(8)
-
-
-def has_vault(root: Path) -> bool:
-    """Whether the folder is encrypted, or on the way to or from it."""
-    return (root / VAULT_NAME).exists()
-
-
-def read_vault(root: Path) -> dict[str, Any]:
-    """What `vault.json` says; its keys are wrapped. Raises StoreError."""
-    path = root / VAULT_NAME
-    try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
-        if document["format"] != _FORMAT:
-            raise StoreError(f"{path} was written by another version of Dormouse; use that one")
-        VaultState(document["state"])
-        bytes.fromhex(document["store"])
-        int(document["generation"])
-        for text in (*document["keys"], *document["keys"].values(), *document["destroyed"]):
-            bytes.fromhex(text)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); bring it back from a copy") from error
-    return document
-
-
-def drop_old_vault(root: Path, ops: FileOps) -> None:
-    """Overwrite and remove what a crash left of a folder's last vault. Raises OSError."""
-    old = (root / VAULT_NAME).with_suffix(_OLD_SUFFIX)
-    if old.exists():
-        ops.wipe(old)
-        ops.unlink(old)
 
 
 def _wrapping_key(master: bytearray, store_id: str) -> AESGCM:
