@@ -122,6 +122,15 @@ class Settings(BaseSettings):
     durability: Literal["async", "sync"] = Field(
         "async", description="sync answers the end of an agent's reply only when it is on disk."
     )
+    encryption: Literal["off", "file", "keyring"] = Field(
+        "off",
+        description="Encrypt the data folder, with the master key in a file or in the system's keyring.",
+    )
+    encryption_key_file: Path = Field(
+        default_factory=lambda: platformdirs.user_config_path("dormouse") / "master.key",
+        description="File of the master key. It is made with a new data folder if there is none; keep a copy "
+        "of it, and neither in the data folder.",
+    )
     disk_quota_gb: float = Field(
         20, gt=0, description="Bound on all bytes below the data folder, in GB (10^9 bytes)."
     )

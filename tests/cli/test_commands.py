@@ -51,7 +51,7 @@ def test_every_named_command_exists() -> None:
     groups = {
         "models": "import list swap",
         "agents": "ls show fork checkpoint checkpoints rollback sleep wake pin unpin export import rm",
-        "store": "stats verify gc",
+        "store": "stats verify gc encrypt decrypt forget-tenant",
         "keys": "add list revoke",
         "bench": "prefill decode edit wake",
     }

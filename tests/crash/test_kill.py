@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.crash.workload import HISTORIES
+from tests.crash.workload import HISTORIES, master_key
 from tests.store.kit import CACHE, NAMESPACE, QUOTA, agent_id, links_of, load, nbytes_below, ram_folder, reply
 
 from dormouse.store.block_store import BlockStore
+from dormouse.store.master_key import MasterKeyFile
 
 ROOT = Path(__file__).parents[2]
 MIN_STEPS = 60
@@ -29,10 +30,10 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def assert_sound(folder: Path) -> BlockStore:
+def assert_sound(folder: Path, keys: MasterKeyFile | None = None) -> BlockStore:
     """Open what a crash left, assert all invariants, give the open store."""
-    store = BlockStore.open(folder, quota_nbytes=QUOTA)
-    store.register(NAMESPACE, CACHE)
+    store = BlockStore.open(folder, quota_nbytes=QUOTA, key_source=keys)
+    store.register(NAMESPACE, CACHE, tenant="acme")
     store.check()
     assert store.verify().is_clean
     assert store.stats().notes == ()
@@ -65,27 +66,28 @@ def assert_as_told(store: BlockStore, told: list[str]) -> None:
             assert not was_saved or (name == "bob" and "deleting bob" in told)
 
 
+@pytest.mark.parametrize("kind", ["plain", "sealed"])
 @pytest.mark.parametrize("how", ["kill", "power"])
-def test_killed_at_every_step(how: str) -> None:
+def test_killed_at_every_step(how: str, kind: str) -> None:
     with ram_folder() as base:
-        process = start("tests.crash.workload", str(base), how)
+        process = start("tests.crash.workload", str(base), how, kind)
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
         folders = sorted(base.iterdir(), key=lambda path: int(path.name))
         assert len(folders) > MIN_STEPS
         for folder in folders:
-            assert_survived(folder)
+            assert_survived(folder, master_key(folder) if kind == "sealed" else None)
 
 
-def assert_survived(folder: Path) -> None:
+def assert_survived(folder: Path, keys: MasterKeyFile | None) -> None:
     told = (folder / "told").read_text().splitlines() if (folder / "told").exists() else []
-    with assert_sound(folder / "data") as store:
+    with assert_sound(folder / "data", keys) as store:
         assert_as_told(store, told)
         if "deleted bob" in told:
             bobs = links_of(versions("bob")[-1][:-1])[1:]
             assert not any(store.contains(link.key) for link in bobs), "deleted content came back"
         reply(store, "next", range(50))
-    with assert_sound(folder / "data") as store:
+    with assert_sound(folder / "data", keys) as store:
         assert all(store.has_durable(link.key) for link in links_of(range(50)))
 
 

@@ -1,6 +1,6 @@
 """A store at work that is killed at every step it takes on disk, one process per step.
 
-    python -m tests.crash.workload BASE kill|power
+    python -m tests.crash.workload BASE kill|power plain|sealed
 
 For each step in turn a child works in `BASE/<number>` and ends without any clean-up right before that step
 (right in the middle of it, for writes). `BASE/<number>/told` lists what the child was told to be
@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.store.kit import CACHE, NAMESPACE, QUOTA, FaultyOps, links_of, put_all, update_of
 
 from dormouse.store.block_store import BlockStore
+from dormouse.store.master_key import MasterKeyFile
 
 SPLIT_WRITE_NBYTES = 5000
 KILLED = 9
@@ -75,13 +76,19 @@ class PowerCutOps(KillingOps):
         del self._unsynced[fd]
 
     def rename(self, source: Path, target: Path) -> None:
+        before = self._keep(target)
         super().rename(source, target)
-        self._later(target.parent, lambda: target.exists() and target.rename(source))
+
+        def undo() -> None:
+            if target.exists():
+                target.rename(source)
+            if before.exists():
+                before.rename(target)
+
+        self._later(target.parent, undo)
 
     def unlink(self, path: Path) -> None:
-        kept = self._stash / f"{len(list(self._stash.iterdir()))}"
-        if path.exists():
-            kept.hardlink_to(path)
+        kept = self._keep(path)
         super().unlink(path)
         self._later(path.parent, lambda: kept.exists() and not path.exists() and kept.rename(path))
 
@@ -97,14 +104,21 @@ class PowerCutOps(KillingOps):
                 undo()
         super().die()
 
+    def _keep(self, path: Path) -> Path:
+        """Where the file that `path` names now is found again."""
+        kept = self._stash / f"{len(list(self._stash.iterdir()))}"
+        if path.exists():
+            kept.hardlink_to(path)
+        return kept
+
     def _later(self, folder: Path, undo: Callable[[], object]) -> None:
         self._undo.setdefault(folder, []).append(undo)
 
 
-def work(folder: Path, ops: FaultyOps) -> None:
+def work(folder: Path, ops: FaultyOps, keys: MasterKeyFile | None) -> None:
     """Agents that talk, diverge, fork and are deleted; tails that grow."""
-    store = BlockStore.open(folder / "data", quota_nbytes=QUOTA, file_ops=ops)
-    store.register(NAMESPACE, CACHE)
+    store = BlockStore.open(folder / "data", quota_nbytes=QUOTA, file_ops=ops, key_source=keys)
+    store.register(NAMESPACE, CACHE, tenant="acme")
     with (folder / "told").open("a", buffering=1) as told:
         for number, (name, tokens) in enumerate(HISTORIES):
             links = links_of(tokens)
@@ -119,7 +133,12 @@ def work(folder: Path, ops: FaultyOps) -> None:
     store.close()
 
 
-def main(base: Path, cut_power: bool) -> None:
+def master_key(folder: Path) -> MasterKeyFile:
+    """That of an encrypted store in `folder`."""
+    return MasterKeyFile(folder / "keys" / "master.key")
+
+
+def main(base: Path, cut_power: bool, sealed: bool) -> None:
     """Fork a child per step until one reaches the end."""
     number = 0
     ended = -1
@@ -128,7 +147,8 @@ def main(base: Path, cut_power: bool) -> None:
         (folder / "stash").mkdir(parents=True)
         child = os.fork()
         if child == 0:
-            work(folder, PowerCutOps(number, folder / "stash") if cut_power else KillingOps(number))
+            ops = PowerCutOps(number, folder / "stash") if cut_power else KillingOps(number)
+            work(folder, ops, master_key(folder) if sealed else None)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         ended = os.waitstatus_to_exitcode(status)
@@ -137,4 +157,4 @@ def main(base: Path, cut_power: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), cut_power=sys.argv[2] == "power")
+    main(Path(sys.argv[1]), cut_power=sys.argv[2] == "power", sealed=sys.argv[3] == "sealed")

@@ -65,5 +65,6 @@ def test_the_python_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     words = {shlex.join(shlex.split(line)) for line in script.splitlines() if line.startswith("make")}
-    assert words == {"make lint", "make test", shlex.join(["make", "soak", "ARGS=--minutes 3"])}
+    suite = "make bench-suite SCALE=small ARGS=-q"
+    assert words == {"make lint", "make test", suite, shlex.join(["make", "soak", "ARGS=--minutes 3"])}
     assert words <= {shlex.join(shlex.split(command)) for command in COMMANDS}

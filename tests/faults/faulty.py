@@ -6,6 +6,7 @@ import logging
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def serving(
     deadline_s: float = 30.0,
     file_ops: FileOps | None = None,
     store_options: StoreOptions | None = None,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.time,
     around: Edge | None = None,
     buffer_nbytes: int | None = None,
 ) -> Iterator[Site]:
@@ -206,9 +207,8 @@ def serving(
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     runtime = FaultyRuntime(FakeRuntime(num_pages))
     chat = ChatModel(byte_tokenizer(), ChatTemplate({"default": TEMPLATE}, {}), frozenset({EOS}))
-    clocked = {} if clock is None else {"clock": clock}
     store = BlockStore.open(
-        folder / "data", quota_nbytes=1 << 30, options=store_options, file_ops=file_ops, **clocked
+        folder / "data", quota_nbytes=1 << 30, options=store_options, file_ops=file_ops, clock=clock
     )
     engine = Engine(runtime, store, chat.decode_stream, frozenset({EOS}), options or EngineOptions())
     host = ModelHost(ServedModel("fake", 1_700_000_000, chat, engine, deadline_s))

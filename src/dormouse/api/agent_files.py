@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -56,7 +55,7 @@ def router(host: ModelHost, store: BlockStore, prefix: str) -> APIRouter:
         served = host.served
         # Each upload takes its size of the disk until it is verified.
         async with one_at_a_time:
-            with TemporaryFile(dir=store.folder) as file:
+            with store.scratch() as file:
                 nbytes = await _receive(request, file)
 
                 def load() -> dict[str, Any]:

@@ -87,6 +87,7 @@ def router(services: Services) -> APIRouter:
             body |= {
                 "model": served.name,
                 "runtime": runtime.name,
+                "encrypted": services.store.is_encrypted,
                 "engine": dataclasses.asdict(stats),
                 "memory": {
                     "weights_nbytes": runtime.weights_nbytes,

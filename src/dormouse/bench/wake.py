@@ -70,8 +70,9 @@ def wake(settings: Settings, context: int, repeat: int) -> dict[str, Any]:
 def _measure(settings: Settings, context: int, seed: int) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="dormouse-bench-") as folder:
         data_dir = Path(folder)
+        own = settings.model_copy(update={"data_dir": data_dir, "encryption": "off"})
         job = {
-            "settings": json.loads(settings.model_copy(update={"data_dir": data_dir}).model_dump_json()),
+            "settings": json.loads(own.model_dump_json()),
             "context": context,
             "seed": seed,
         }

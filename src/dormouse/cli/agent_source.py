@@ -15,6 +15,7 @@ from dormouse.api.agent_rows import render_agent, render_checkpoint
 from dormouse.cli.options import key_header
 from dormouse.domain.agents import DEFAULT_TENANT, Agent
 from dormouse.domain.errors import AgentNotFound, ArchiveInvalid, InvalidRequest, StoreLocked
+from dormouse.models.storage import open_store
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
 
@@ -227,7 +228,7 @@ class ServerAgents:
 def agent_source(settings: Settings) -> Iterator[AgentSource]:
     """The agents of `settings.data_dir`, wherever they can be reached. Raises StoreError."""
     try:
-        store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
+        store = open_store(settings)
     except StoreLocked as locked:
         url = f"http://{settings.host}:{settings.port}"
         with httpx.Client(base_url=url, headers=key_header(settings), timeout=TIMEOUT_S) as client:

@@ -16,7 +16,7 @@ app = typer.Typer(help="List, show, fork, tag, move and remove agents.", no_args
 
 Name = Annotated[str, typer.Argument(help="The agent's name.")]
 Tag = Annotated[str, typer.Argument(help="The checkpoint's name.")]
-_FLAGS = ("data_dir", "host", "port", "api_key")
+_FLAGS = ("data_dir", "encryption", "encryption_key_file", "host", "port", "api_key")
 _COLUMNS = ("id", "model", "state", "tokens", "durable_tokens", "pinned", "used_at")
 
 

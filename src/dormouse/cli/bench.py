@@ -119,7 +119,7 @@ def _with_engine(settings: Settings, work: Callable[[Engine], dict[str, Any]]) -
 def _with_stack(settings: Settings, work: Callable[[Stack], dict[str, Any]]) -> dict[str, Any]:
     """Run `work` on a stack over an empty store, which is deleted afterwards."""
     with friendly_errors(), tempfile.TemporaryDirectory(prefix="dormouse-bench-") as folder:
-        fresh = settings.model_copy(update={"data_dir": Path(folder)})
+        fresh = settings.model_copy(update={"data_dir": Path(folder), "encryption": "off"})
         with Stack.open(fresh) as stack:
             return work(stack)
 

@@ -16,13 +16,15 @@ from dormouse.bench.machine import cpu_name, isa_flags
 from dormouse.cli.options import Json, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, human_nbytes, table
 from dormouse.models.runtimes import is_installed, runtime_name
+from dormouse.models.storage import key_source
 from dormouse.settings import Settings
+from dormouse.store.vault_file import has_vault, read_vault
 
 _PROBE_NBYTES = 1 << 20
 _ABSENT = "not installed"
 
 
-@with_settings("data_dir", "models_dir", "runtime")
+@with_settings("data_dir", "models_dir", "runtime", "encryption", "encryption_key_file")
 def doctor(settings: Settings, json: Json = False) -> None:
     """Show what Dormouse found on this machine: cores, ISA, torch, mlx, compiler, kernels, disk.
 
@@ -50,8 +52,21 @@ def _findings(settings: Settings) -> dict[str, Any]:
         "mlx": _mlx() if is_installed("mlx") else _ABSENT,
         "compiler": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "none",
         "data_folder": str(settings.data_dir),
+        "encryption": _encryption(settings),
         **_disk(settings.data_dir),
     }
+
+
+def _encryption(settings: Settings) -> str:
+    """Of the data folder as it is, and where its key is looked for."""
+    source = key_source(settings)
+    is_encrypted = has_vault(settings.data_dir)
+    if source is None:
+        return "on, but this command was told of no key" if is_encrypted else "off"
+    if not is_encrypted:
+        return f"asked for, with {source.place}; the data folder has none yet"
+    found = source.find(read_vault(settings.data_dir)["store"]) is not None
+    return f"on, with {source.place}" if found else f"on, but {source.place} has no key for it"
 
 
 def _torch() -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _announce(settings: Settings, stack: Stack, url: str, seconds: float) -> Non
         ("runtime", runtime.name),
         ("KV format", f"{cache.format}, blocks of {cache.block_size} tokens"),
         ("arena", f"{runtime.num_pages * cache.block_size} tokens ({nbytes})"),
-        ("data", str(settings.data_dir)),
+        ("data", f"{settings.data_dir}{', encrypted' if stack.store.is_encrypted else ''}"),
         ("ready", f"{url} after {seconds:.1f} s"),
     ):
         console.print(Text.assemble((f"{label:>10}", "bold"), f"  {value}"), soft_wrap=True)

@@ -1,4 +1,7 @@
-"""`dormouse store stats|verify|gc`. The folder must be free: one process owns it at a time."""
+"""`dormouse store stats|verify|gc|encrypt|decrypt|forget-tenant`.
+
+The folder must be free: one process owns it at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ import typer
 
 from dormouse.cli.options import Json, with_settings
 from dormouse.cli.output import console, emit_json, friendly_errors, table
+from dormouse.domain.errors import EncryptionMismatch, StoreError
+from dormouse.models.storage import key_source, open_store
 from dormouse.settings import Settings
-from dormouse.store.block_store import BlockStore
+from dormouse.store.conversion import Conversion, Converted, destroy_tenant
+from dormouse.store.master_key import KeySource
 
 app = typer.Typer(help="Inspect and repair the data folder, while no server uses it.", no_args_is_help=True)
 
-_FLAGS = ("data_dir", "disk_quota_gb")
+_FLAGS = ("data_dir", "disk_quota_gb", "encryption", "encryption_key_file")
 
 
 @app.command()
@@ -24,7 +30,7 @@ def stats(settings: Settings, json: Json = False) -> None:
 
     Example: dormouse store stats --json
     """
-    with friendly_errors(), _open(settings) as store:
+    with friendly_errors(), open_store(settings) as store:
         _print(dataclasses.asdict(store.stats()), json)
 
 
@@ -35,7 +41,7 @@ def verify(settings: Settings, json: Json = False) -> None:
 
     Example: dormouse store verify
     """
-    with friendly_errors(), _open(settings) as store:
+    with friendly_errors(), open_store(settings) as store:
         report = store.verify()
     found = {
         "num_blocks": report.num_blocks,
@@ -61,13 +67,68 @@ def gc(
 
     Example: dormouse store gc --unused-hours 0
     """
-    with friendly_errors(), _open(settings) as store:
+    with friendly_errors(), open_store(settings) as store:
         removed = store.gc(unused_hours * 3600)
         _print({"num_blocks": removed.num_blocks, "nbytes": removed.nbytes}, json)
 
 
-def _open(settings: Settings) -> BlockStore:
-    return BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
+@app.command()
+@with_settings(*_FLAGS)
+def encrypt(settings: Settings, json: Json = False) -> None:
+    """Encrypt a data folder that is not: all of it is written anew, then what was there is overwritten.
+
+    Example: dormouse store encrypt --encryption file --encryption-key-file ~/keys/dormouse.key
+    """
+    with friendly_errors():
+        _print_converted(_conversion(settings).encrypt(), json)
+
+
+@app.command()
+@with_settings(*_FLAGS)
+def decrypt(settings: Settings, json: Json = False) -> None:
+    """Make an encrypted data folder plain again; its keys are destroyed at the end.
+
+    Example: dormouse store decrypt --encryption file --encryption-key-file ~/keys/dormouse.key
+    """
+    with friendly_errors():
+        _print_converted(_conversion(settings).decrypt(), json)
+
+
+@app.command("forget-tenant")
+@with_settings(*_FLAGS)
+def forget_tenant(
+    settings: Settings,
+    tenant: Annotated[str, typer.Argument(help="Whose agents, blocks and documents are to go.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete all that a tenant has, by destroying its key. For encrypted data folders.
+
+    Example: dormouse store forget-tenant team-a --encryption file
+    """
+    if not yes:
+        typer.confirm(f"Nothing of tenant '{tenant}' can be read ever again. Go on?", abort=True)
+    with friendly_errors():
+        source = _require_source(settings)
+        if not destroy_tenant(settings.data_dir, source, tenant):
+            raise StoreError(f"no tenant '{tenant}' has a key in {settings.data_dir}")
+        with open_store(settings) as store:  # which removes what cannot be read any more
+            left = len(store.agents())
+    console.print(f"Destroyed the key of {tenant}; {left} agents of others are here.", markup=False)
+
+
+def _conversion(settings: Settings) -> Conversion:
+    return Conversion(settings.data_dir, _require_source(settings), quota_nbytes=settings.disk_quota_nbytes)
+
+
+def _require_source(settings: Settings) -> KeySource:
+    source = key_source(settings)
+    if source is None:
+        raise EncryptionMismatch("say where the master key is: --encryption file, or --encryption keyring")
+    return source
+
+
+def _print_converted(done: Converted, json: bool) -> None:
+    _print(dataclasses.asdict(done), json)
 
 
 def _print(document: dict[str, Any], json: bool) -> None:

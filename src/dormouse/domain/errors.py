@@ -35,7 +35,12 @@ DormouseError
 ├── StoreError                   the data folder cannot be used as it is
 │   ├── StoreLocked
 │   ├── StoreTooNew
+│   ├── EncryptionMismatch       encrypted without its key given, or the other way round
+│   ├── SealBroken               an encrypted value was changed or moved
+│   │   ├── KeyDestroyed         its tenant was deleted
+│   │   └── KeyUnknown
 │   ├── DamagedBlock
+│   │   └── SealedBlock          an encrypted block where none is
 │   ├── DamagedCatalog
 │   └── BlockMissing
 ├── SwapFailed                   the new model could not be loaded; the old one is back if it could be
@@ -254,8 +259,29 @@ class StoreTooNew(StoreError):
     """The data folder was written by a newer version; it is left untouched."""
 
 
+class EncryptionMismatch(StoreError):
+    """The data folder is encrypted and its key is not given or another one, or it is not and should be; it is
+    left untouched."""
+
+
+class SealBroken(StoreError):
+    """An encrypted value does not open: it was changed, or belongs elsewhere."""
+
+
+class KeyDestroyed(SealBroken):
+    """An encrypted value does not open any more: its tenant was deleted."""
+
+
+class KeyUnknown(SealBroken):
+    """An encrypted value names a key that its store never had, as far as is known."""
+
+
 class DamagedBlock(StoreError):
     """A block file failed its checksum, its key or its shape. Costs time, never text."""
+
+
+class SealedBlock(DamagedBlock):
+    """A block file is encrypted, and the store that it was found in is not."""
 
 
 class DamagedCatalog(StoreError):

@@ -437,6 +437,7 @@ class EngineLoop:
     def _namespace(self, tenant: str) -> Namespace:
         if tenant not in self._namespaces:
             namespace = cache_namespace(self._runtime.spec, self._runtime.cache, tenant)
-            self._store.register(namespace, self._runtime.cache, self._runtime.spec.fingerprint)
+            spec = self._runtime.spec
+            self._store.register(namespace, self._runtime.cache, spec.fingerprint, tenant=tenant)
             self._namespaces[tenant] = namespace
         return self._namespaces[tenant]

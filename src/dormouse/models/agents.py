@@ -60,7 +60,7 @@ class Agents:
         """An agent of the served model. Raises as `AgentAdmin.create` does."""
         identity = self.identity
         new = AgentId(tenant, name, identity.namespace(tenant))
-        self._store.register(new.namespace, identity.cache, identity.fingerprint)
+        self._store.register(new.namespace, identity.cache, identity.fingerprint, tenant=tenant)
         return self._store.admin.create(
             new, self._model, documents=documents, pinned=pinned, quota_nbytes=quota_nbytes
         )

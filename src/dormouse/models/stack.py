@@ -22,6 +22,7 @@ from dormouse.models.runtimes import choose, load_runtime
 from dormouse.models.served import ServedModel
 from dormouse.models.settling import resettle, settle, unsettle
 from dormouse.models.sources import has_model, list_models, resolve
+from dormouse.models.storage import open_store
 from dormouse.runtimes.base import Runtime
 from dormouse.settings import Settings
 from dormouse.store.block_store import BlockStore
@@ -43,7 +44,7 @@ class Stack:
     @classmethod
     def prepare(cls, settings: Settings) -> Stack:
         """Open the store; no model is loaded yet, `host.start` does it. Raises StoreError."""
-        store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
+        store = open_store(settings)
         return cls(store, ModelHost(None, FolderLoader(settings, store), _host_options(settings)))
 
     @classmethod
@@ -53,7 +54,7 @@ class Stack:
         Raises StoreError, ModelError or ModelNotFound.
         """
         with ExitStack() as opened:
-            store = BlockStore.open(settings.data_dir, quota_nbytes=settings.disk_quota_nbytes)
+            store = open_store(settings)
             opened.callback(store.close)
             loader = FolderLoader(settings, store)
             served = loader.load(loader.find(settings.model, on_progress))

@@ -35,8 +35,15 @@ class Run(Protocol):
 class Owner(Protocol):
     """The store, as far as an agent's file needs it."""
 
-    def register(self, namespace: Namespace, cache: CacheSpec, fingerprint: str | None = None) -> None:
-        """Say what the blocks of a namespace are."""
+    def register(
+        self,
+        namespace: Namespace,
+        cache: CacheSpec,
+        fingerprint: str | None = None,
+        *,
+        tenant: str | None = None,
+    ) -> None:
+        """Say what the blocks of a namespace are, and whose."""
 
     def identity(self, namespace: Namespace) -> Identity | None:
         """What the blocks of a namespace are."""
@@ -54,6 +61,7 @@ class AgentAdmin:
     ) -> None:
         self._store = store
         self._layout = parts.layout
+        self._codec = parts.codec
         self._keeper = parts.keeper
         self._view = parts.view
         self._max_documents_nbytes = parts.notes.documents.bounds.max_nbytes
@@ -150,7 +158,7 @@ class AgentAdmin:
                 f"agent {name!r} was made by an older version, which did not note its model; serve "
                 f"{snapshot.agent.model!r} and send the agent a message, then export it"
             )
-        return AgentExport(self._layout, snapshot, identity, documents)
+        return AgentExport(self._layout, self._codec, snapshot, identity, documents)
 
     def load(
         self,
@@ -179,7 +187,7 @@ class AgentAdmin:
             )
         identity = manifest.identity
         here = AgentId(tenant, name, identity.namespace(tenant))
-        self._store.register(here.namespace, identity.cache, identity.fingerprint)
+        self._store.register(here.namespace, identity.cache, identity.fingerprint, tenant=tenant)
         agent = AgentImport(archive, here, self._clock())
         adoption = agent.adoption()
         return import_blocks(

@@ -17,11 +17,14 @@ from dormouse.store.archive import (
     Node,
     Ref,
 )
-from dormouse.store.files import open_block, payload_checksum, read_exactly, read_header
+from dormouse.store.files import open_block
 from dormouse.store.identity import Identity
 from dormouse.store.layout import Layout
+from dormouse.store.plain_blocks import BlockCodec
 from dormouse.store.rows import AgentRow, BlockRow, CheckpointRow
 from dormouse.store.view import Snapshot
+
+_DAMAGED = "a block is damaged; `dormouse store verify` sets it aside, then export again"
 
 
 class AgentExport:
@@ -30,12 +33,14 @@ class AgentExport:
     def __init__(
         self,
         layout: Layout,
+        codec: BlockCodec,
         snapshot: Snapshot,
         identity: Identity,
         documents: Mapping[tuple[str, str], bytes],
     ) -> None:
         """`documents` are by kind and tag. Raises StoreError when a part of the history is lost."""
         self._layout = layout
+        self._codec = codec
         ends = _ends(snapshot)
         _check_whole(snapshot, ends)
         # Parents before children.
@@ -79,13 +84,13 @@ class AgentExport:
         except FileNotFoundError as error:
             raise StoreError("a block was evicted while its agent was exported; export it again") from error
         try:
-            header, tokens = read_header(fd)
-            payload = bytearray(header.payload_nbytes)
-            read_exactly(fd, [payload], header.payload_start)
+            header, tokens, payload = self._codec.payload(fd)
+        except DamagedBlock as error:
+            raise DamagedBlock(_DAMAGED) from error
         finally:
             os.close(fd)
-        if tokens != row.tokens or payload_checksum(memoryview(payload), tokens) != row.checksum:
-            raise DamagedBlock("a block is damaged; `dormouse store verify` sets it aside, then export again")
+        if (tokens, header.checksum) != (row.tokens, row.checksum):
+            raise DamagedBlock(_DAMAGED)
         return bytes(payload)
 
 

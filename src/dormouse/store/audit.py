@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.errors import AgentNotFound, DamagedBlock, StoreError
-from dormouse.store.files import BlockFormat, open_block, read_exactly, read_header, verify_payload
+from dormouse.store.files import BlockFormat, open_block, read_exactly
 from dormouse.store.layout import Layout
+from dormouse.store.plain_blocks import BlockCodec
 from dormouse.store.rows import BlockRow
 from dormouse.store.view import StoreView
 
@@ -35,6 +36,7 @@ class VerifyReport:
 
 def verify(
     layout: Layout,
+    codec: BlockCodec,
     view: StoreView,
     formats: Mapping[Namespace, BlockFormat],
     on_damage: Callable[[BlockRow, Exception], None],
@@ -51,7 +53,7 @@ def verify(
         row = view.find(key)
         if not isinstance(row, BlockRow):
             continue
-        error = _file_error(layout, row, formats.get(row.namespace))
+        error = _file_error(layout, codec, row, formats.get(row.namespace))
         if error is None:
             num_blocks += 1
             nbytes += row.nbytes
@@ -62,12 +64,13 @@ def verify(
     return VerifyReport(num_blocks, nbytes, tuple(damaged), broken)
 
 
-def _file_error(layout: Layout, row: BlockRow, block_format: BlockFormat | None) -> Exception | None:
+def _file_error(
+    layout: Layout, codec: BlockCodec, row: BlockRow, block_format: BlockFormat | None
+) -> Exception | None:
     try:
         fd = open_block(layout.block(row.namespace, row.key))
         try:
-            header, tokens = read_header(fd)
-            verify_payload(fd, header, tokens)
+            header, tokens, _ = codec.payload(fd)
             head = bytearray(header.payload_start)
             read_exactly(fd, [head], 0)
             file_nbytes = os.fstat(fd).st_size
@@ -78,9 +81,7 @@ def _file_error(layout: Layout, row: BlockRow, block_format: BlockFormat | None)
     same = (header.key, header.namespace, header.parent, header.checksum, tokens, file_nbytes)
     if same != (row.key, row.namespace, row.parent, row.checksum, row.tokens, row.nbytes):
         return DamagedBlock("file and catalog differ")
-    if block_format is not None and head != block_format.header(
-        row.namespace, row.key, row.parent, row.tokens, row.checksum
-    ):
+    if block_format is not None and head != codec.head(row, block_format):
         return DamagedBlock("header differs from what it is to be")
     return None
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import payload_checksum
-from dormouse.store.layout import BLOCK_SUFFIX, Layout, temp_of
+from dormouse.store.layout import Layout, temp_of
 from dormouse.store.ledger import Ledger
+from dormouse.store.plain_blocks import BlockCodec
 from dormouse.store.view import PendingBlock
 
 CATALOG_NAME = "catalog.sqlite"
 
 log = logging.getLogger(__name__)
 
-MAX_QUARANTINE_NAME = 100
+MAX_QUARANTINE_NAME = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,11 @@ class WrittenBlock:
 class BlockFiles:
     """The `blocks` and `quarantine` folders. Used by one thread at a time; methods raise OSError."""
 
-    def __init__(self, layout: Layout, ops: FileOps, ledger: Ledger, max_quarantine_nbytes: int) -> None:
+    def __init__(
+        self, layout: Layout, ops: FileOps, ledger: Ledger, codec: BlockCodec, max_quarantine_nbytes: int
+    ) -> None:
         self._layout = layout
+        self._codec = codec
         self._ops = ops
         self._ledger = ledger
         self._max_quarantine_nbytes = max_quarantine_nbytes
@@ -73,9 +77,9 @@ class BlockFiles:
         self._ops.unlink(path)
         self._ledger.set_block(key, 0)
 
-    def purge_quarantine(self, keys: Iterable[BlockKey]) -> None:
+    def purge_quarantine(self, blocks: Iterable[tuple[BlockKey, Namespace]]) -> None:
         """Overwrite and remove what lies in quarantine of these blocks."""
-        names = {f"{key.hex()}{BLOCK_SUFFIX}" for key in keys}
+        names = {self._layout.block(namespace, key).name for key, namespace in blocks}
         for path, _ in self._ledger.quarantined():
             if path.name.partition("-")[2] in names:
                 self._wipe(path)
@@ -125,8 +129,9 @@ class BlockFiles:
         key = block.link.key
         path = self._layout.block(block.namespace, key)
         checksum = payload_checksum(block.payload, block.tokens)
-        header = block.format.header(block.namespace, key, block.link.parent, block.tokens, checksum)
-        parts = (header, block.payload, block.tokens)
+        parts = self._codec.parts(
+            block.format, block.namespace, key, block.link.parent, block.tokens, block.payload, checksum
+        )
         nbytes = sum(map(len, parts))
         self._make_folders(path.parent)
         temp = temp_of(path)

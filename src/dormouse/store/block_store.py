@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from dormouse.domain.agents import Agent, AgentId, AgentUpdate, check_agent_name
 from dormouse.domain.blocks import (
@@ -34,12 +34,15 @@ from dormouse.store.files import BlockFormat
 from dormouse.store.health import HealthReason
 from dormouse.store.identity import Identity, identity_document
 from dormouse.store.keeper import Removal
+from dormouse.store.lock import FolderLock
+from dormouse.store.master_key import KeySource
 from dormouse.store.opening import StoreParts, open_parts
 from dormouse.store.options import StoreOptions, StoreStats
 from dormouse.store.read_ahead import ReadAhead
 from dormouse.store.reader import BlockReader
 from dormouse.store.reader_pool import Done, Load, ReaderPool
 from dormouse.store.rows import BlockRow, DocumentId, ReplyId
+from dormouse.store.scratch import scratch_file
 from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
 from dormouse.store.writer import Writer
 
@@ -58,8 +61,11 @@ class BlockStore:
     what waits (`flush`, `close`, admin writes).
     """
 
-    def __init__(self, parts: StoreParts, options: StoreOptions, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, lock: FolderLock, parts: StoreParts, options: StoreOptions, clock: Callable[[], float]
+    ) -> None:
         """Use `open`."""
+        self._lock = lock
         self._parts = parts
         self._view = parts.view
         self._clock = clock
@@ -76,7 +82,9 @@ class BlockStore:
             retry_s=options.retry_s,
             touch_interval_s=options.touch_interval_s,
         )
-        self._reader = BlockReader(parts.layout, parts.view, self._formats, parts.counters, self._set_aside)
+        self._reader = BlockReader(
+            parts.layout, parts.codec, parts.view, self._formats, parts.counters, self._set_aside
+        )
         self._readers = ReaderPool(self._reader, options.num_readers)
         self._read_ahead = ReadAhead(parts.layout, parts.view)
         self._identities: dict[Namespace, Identity] = {}
@@ -92,16 +100,19 @@ class BlockStore:
         options: StoreOptions | None = None,
         file_ops: FileOps | None = None,
         clock: Callable[[], float] = time.time,
+        key_source: KeySource | None = None,
     ) -> BlockStore:
         """Own the data folder and make its files and catalog agree. `quota_nbytes` bounds all of it.
 
-        Raises StoreLocked when another process owns it, StoreTooNew when a newer version wrote it, and
+        With a `key_source` it is encrypted. Raises StoreLocked when another process owns it, StoreTooNew when
+        a newer version wrote it, EncryptionMismatch when it is encrypted otherwise than asked for, and
         StoreError when it cannot be used.
         """
         options = options or StoreOptions()
         steady = SteadyClock(clock)
-        parts = open_parts(folder, file_ops or FileOps(), options.bounds(quota_nbytes), steady())
-        return cls(parts, options, steady)
+        bounds = options.bounds(quota_nbytes)
+        lock, parts = open_parts(folder, file_ops or FileOps(), bounds, steady(), key_source)
+        return cls(lock, parts, options, steady)
 
     @property
     def folder(self) -> Path:
@@ -109,15 +120,30 @@ class BlockStore:
         return self._parts.layout.root
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether what is written is encrypted."""
+        return self._parts.vault is not None
+
+    @property
     def quota_nbytes(self) -> int:
         """Bound on all bytes below the data folder."""
         return self._parts.keeper.quota_nbytes
 
-    def register(self, namespace: Namespace, cache: CacheSpec, fingerprint: str | None = None) -> None:
-        """Say what the blocks of a namespace look like, and of which model they are.
+    def register(
+        self,
+        namespace: Namespace,
+        cache: CacheSpec,
+        fingerprint: str | None = None,
+        *,
+        tenant: str | None = None,
+    ) -> None:
+        """Say what the blocks of a namespace look like, of which model they are, and whose.
 
-        The model is remembered, for `identity`. Raises ValueError for a second, different answer.
+        The model is remembered, for `identity`. An encrypted store takes nothing of a namespace whose tenant
+        it was never told. Raises ValueError for a second, different answer.
         """
+        if self._parts.vault is not None and tenant is not None:
+            self._parts.vault.own(namespace, tenant)
         known = self._formats.setdefault(namespace, BlockFormat(cache))
         if known.cache != cache:
             raise ValueError(f"namespace {namespace.hex()} is registered with another cache")
@@ -182,6 +208,7 @@ class BlockStore:
         already. Raises ValueError when payload or link do not fit the namespace.
         """
         block_format = self._format(namespace)
+        self._check_owner(namespace)
         cache = block_format.cache
         if len(payload) != cache.block_nbytes:
             raise ValueError(f"payload of {len(payload)} bytes; a page has {cache.block_nbytes}")
@@ -210,6 +237,8 @@ class BlockStore:
             if not self._view.knows(link.key):
                 _packed(update.id.namespace, link)
             parent = link.key
+        if self._parts.vault is not None:
+            self._parts.vault.own(update.id.namespace, update.id.tenant)
         now = self._clock()
         self._view.touch((link.key for link in update.links), now)
         self._writer.save(UnsavedAgent(update, rest, now, on_durable))
@@ -307,6 +336,7 @@ class BlockStore:
 
     def remember_reply(self, namespace: Namespace, key: bytes, tokens: Sequence[int]) -> None:
         """Remember the tokens of a reply under `key`; bounded, see `StoreOptions`. Waits for nothing."""
+        self._check_owner(namespace)
         self._parts.notes.replies.put(ReplyId(namespace, key), _pack(tokens), self._clock())
         self._writer.wake()
 
@@ -314,6 +344,11 @@ class BlockStore:
         """The tokens remembered under `key`, from memory. Counts as a use."""
         packed = self._parts.notes.replies.get(ReplyId(namespace, key), self._clock())
         return None if packed is None else tuple(unpack_tokens(packed))
+
+    def scratch(self) -> BinaryIO:
+        """A file of the data folder without a name, which goes when it is closed; what is written there is
+        encrypted if the store is. Raises OSError."""
+        return scratch_file(self.folder, encrypted=self.is_encrypted)
 
     def gc(self, unused_for_s: float = 0.0, timeout_s: float = ADMIN_TIMEOUT_S) -> Removal:
         """Remove blocks and history that no agent reaches, unused for that many seconds. Waits."""
@@ -325,7 +360,8 @@ class BlockStore:
 
         Reads all of the store on the calling thread, then waits up to `timeout_s` for the quarantine.
         """
-        report = verify(self._parts.layout, self._view, self._formats, self._reader.damaged)
+        parts = self._parts
+        report = verify(parts.layout, parts.codec, self._view, self._formats, self._reader.damaged)
         self.flush(timeout_s)
         return report
 
@@ -346,6 +382,7 @@ class BlockStore:
             catalog_nbytes=ledger.catalog,
             quarantine_nbytes=ledger.quarantine,
             quota_nbytes=self._parts.keeper.quota_nbytes,
+            encrypted=self.is_encrypted,
             counts=self._parts.counters.snapshot(),
             notes=self._parts.findings,
         )
@@ -395,7 +432,7 @@ class BlockStore:
             if self._view.num_unsaved:
                 log.error("closed with %d agents that could not be saved", self._view.num_unsaved)
             self._parts.catalog.close()
-            self._parts.lock.release()
+            self._lock.release()
 
     def __enter__(self) -> BlockStore:
         return self
@@ -426,6 +463,11 @@ class BlockStore:
 
     def _set_aside(self, row: BlockRow) -> None:
         self._writer.post(lambda: self._parts.keeper.set_aside(row))
+
+    def _check_owner(self, namespace: Namespace) -> None:
+        vault = self._parts.vault
+        if vault is not None and not vault.has_owner(namespace):
+            raise ValueError(f"namespace {namespace.hex()} is registered without its tenant")
 
     def _format(self, namespace: Namespace) -> BlockFormat:
         if namespace not in self._formats:

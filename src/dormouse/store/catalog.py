@@ -5,27 +5,35 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey, Namespace
-from dormouse.domain.errors import DamagedCatalog, StoreError, StoreTooNew
+from dormouse.domain.errors import (
+    DamagedCatalog,
+    EncryptionMismatch,
+    SealBroken,
+    StoreError,
+    StoreTooNew,
+)
 from dormouse.store.file_ops import FileOps
-from dormouse.store.layout import FILE_MODE
+from dormouse.store.layout import FILE_MODE, VAULT_NAME
 from dormouse.store.migrations import MIGRATIONS
+from dormouse.store.row_codec import RowCodec
 from dormouse.store.rows import (
     AgentRow,
     BlockRow,
     Change,
-    CheckpointId,
     CheckpointRow,
     DocumentId,
     ReplyId,
     ReplyRow,
 )
+from dormouse.store.vault import KEY_ID_NBYTES
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +53,17 @@ _PULL_BACK = """UPDATE {table} SET used_at = ? + 1e-6 * ahead.number FROM (
 class Catalog:
     """The database of one data folder. One thread at a time; methods raise sqlite3.Error."""
 
-    def __init__(self, path: Path, ops: FileOps) -> None:
-        """Open or create, and migrate.
+    def __init__(self, path: Path, ops: FileOps, rows: RowCodec) -> None:
+        """Open or create, and migrate. `rows` says what the columns hold.
 
         Raises DamagedCatalog when SQLite cannot make sense of the file, and sqlite3.Error when the disk does
         not let it. Whoever opens calls `refuse_newer` before.
         """
         self._path = path
         self._ops = ops
+        self._rows = rows
+        self.findings: list[str] = []
+        """What reading found that people should know."""
         path.touch(mode=FILE_MODE)
         # The opening thread hands the connection to the writer thread, and takes it back at close.
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -65,6 +76,7 @@ class Catalog:
                 _forget_deleted_content(self._connection)
                 _check_structure(self._connection)
                 _read_any_text(self._connection)
+                self._generation = self._check_generation()
                 self._migrate()
         except BaseException:
             self._connection.close()
@@ -96,12 +108,16 @@ class Catalog:
         that SQLite cannot hold."""
         try:
             with _damage(), self.atomic() as connection:
-                _write_blocks(connection, change)
-                _write_agents(connection, change)
-                _write_checkpoints(connection, change)
-                _write_doomed(connection, change)
-                _write_documents(connection, change)
-                _write_replies(connection, change)
+                _write_blocks(connection, change, self._rows)
+                _write_agents(connection, change, self._rows)
+                _write_checkpoints(connection, change, self._rows)
+                _write_doomed(connection, change, self._rows)
+                _write_documents(connection, change, self._rows)
+                _write_replies(connection, change, self._rows)
+                generation = self._rows.generation
+                if generation != self._generation:
+                    connection.execute(f"PRAGMA user_version = {generation}")
+            self._generation = generation
         except (UnicodeError, OverflowError) as error:
             raise StoreError(f"the catalog cannot hold a value: {error}; nothing was written") from error
 
@@ -128,8 +144,7 @@ class Catalog:
     def blocks(self) -> list[BlockRow]:
         """All block rows. Raises DamagedCatalog."""
         query = "SELECT key, namespace, parent, tokens, num_before, nbytes, checksum, used_at FROM blocks"
-        with _damage():
-            return [BlockRow(*row) for row in self._connection.execute(query)]
+        return self._read(query, self._rows.to_block)
 
     def agents(self) -> list[AgentRow]:
         """All agent rows. Raises DamagedCatalog."""
@@ -137,45 +152,65 @@ class Catalog:
             "SELECT tenant, name, namespace, model, tip, rest, num_tokens, created_at, used_at, pinned,"
             " parent, parent_tokens, quota_nbytes FROM agents"
         )
-        with _damage():
-            rows = self._connection.execute(query).fetchall()
-        return [_agent_row(*row) for row in rows]
+        return self._read(query, self._rows.to_agent)
 
     def checkpoints(self) -> list[CheckpointRow]:
         """All checkpoint rows. Raises DamagedCatalog."""
         query = "SELECT tenant, name, namespace, tag, tip, rest, num_tokens, created_at FROM checkpoints"
-        with _damage():
-            rows = self._connection.execute(query).fetchall()
-        return [
-            CheckpointRow(CheckpointId(AgentId(tenant, name, namespace), tag), *state)
-            for tenant, name, namespace, tag, *state in rows
-        ]
+        return self._read(query, self._rows.to_checkpoint)
 
     def doomed(self) -> dict[BlockKey, Namespace]:
         """Blocks whose files were to go. Raises DamagedCatalog."""
-        with _damage():
-            return dict(self._connection.execute("SELECT key, namespace FROM doomed"))
+        return dict(self._read("SELECT key, namespace FROM doomed", self._rows.to_doomed))
 
     def documents(self) -> list[tuple[DocumentId, float, float, int]]:
         """Every document's id, creation, last use (Unix seconds) and size. Raises DamagedCatalog."""
         query = "SELECT tenant, kind, id, created_at, used_at, length(body) FROM documents"
-        with _damage():
-            rows = self._connection.execute(query).fetchall()
-        return [(DocumentId(*who), created_at, used_at, n) for *who, created_at, used_at, n in rows]
+        return self._read(query, self._rows.to_document_info)
 
     def document(self, id: DocumentId) -> bytes | None:
-        """The body of a document. Raises DamagedCatalog."""
+        """The body of a document. Raises DamagedCatalog, and SealBroken for one that does not open."""
         query = "SELECT body FROM documents WHERE tenant = ? AND kind = ? AND id = ?"
         with _damage():
-            row = self._connection.execute(query, (id.tenant, id.kind, id.id)).fetchone()
-        return None if row is None else bytes(row[0])
+            row = self._connection.execute(query, self._rows.document_id(id)).fetchone()
+        return None if row is None else self._rows.to_body(id, bytes(row[0]))
 
     def replies(self) -> list[tuple[ReplyId, ReplyRow]]:
         """Every remembered reply. Raises DamagedCatalog."""
-        query = "SELECT namespace, key, tokens, used_at FROM replies"
+        return self._read("SELECT namespace, key, tokens, used_at FROM replies", self._rows.to_reply)
+
+    def purge(self, key_ids: Iterable[bytes]) -> None:
+        """Remove all rows of encrypted tenants whose keys, of these ids, were destroyed."""
+        ids = list(key_ids)
+        if not ids:
+            return
+        with self.atomic() as connection:
+            for table in ("agents", "checkpoints", "documents"):
+                connection.executemany(
+                    f"DELETE FROM {table} WHERE tenant = ?", [(key_id.hex(),) for key_id in ids]
+                )
+            for table in ("blocks", "replies"):
+                connection.executemany(
+                    f"DELETE FROM {table} WHERE substr(tokens, 1, {KEY_ID_NBYTES}) = ?",
+                    [(key_id,) for key_id in ids],
+                )
+
+    def _read(self, query: str, to_row: Callable[..., T]) -> list[T]:
+        """All rows of a query; those that do not open are left out, and where they are."""
         with _damage():
-            rows = self._connection.execute(query).fetchall()
-        return [(ReplyId(ns, key), ReplyRow(tokens, used_at)) for ns, key, tokens, used_at in rows]
+            columns = self._connection.execute(query).fetchall()
+        rows = []
+        broken: SealBroken | None = None
+        for values in columns:
+            try:
+                rows.append(to_row(*values))
+            except SealBroken as error:
+                broken = error
+        if broken is not None:
+            what = f"{len(columns) - len(rows)} of {len(columns)} rows do not open: {broken}"
+            log.error("catalog: %s (%s)", what, query)
+            self.findings.append(f"the catalog is damaged or was changed: {what}")
+        return rows
 
     def trim(self, limit_nbytes: int = WAL_LIMIT_NBYTES) -> None:
         """Fold a write-ahead log of more than `limit_nbytes` into the database.
@@ -191,6 +226,16 @@ class Catalog:
     def close(self) -> None:
         """Close; SQLite folds the write-ahead log into the database. A second call does nothing."""
         self._connection.close()
+
+    def _check_generation(self) -> int:
+        """Of the keys that rows were last sealed with. Raises EncryptionMismatch when they are not given."""
+        (found,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if found > self._rows.generation:
+            raise EncryptionMismatch(
+                f"{VAULT_NAME} is older than {self._path} and lacks what happened to keys since; bring back "
+                "its newest copy. Nothing was changed"
+            )
+        return int(found)
 
     def _migrate(self) -> None:
         with self.atomic() as connection:
@@ -293,98 +338,72 @@ def _read_any_text(connection: sqlite3.Connection) -> None:
     connection.text_factory = lambda text: text.decode(errors="replace")
 
 
-def _agent_row(tenant: str, name: str, namespace: Namespace, *state: Any) -> AgentRow:
-    model, tip, rest, num_tokens, created_at, used_at, pinned, *lineage = state
-    who = AgentId(tenant, name, namespace)
-    return AgentRow(who, model, tip, rest, num_tokens, created_at, used_at, bool(pinned), *lineage)
-
-
-def _write_blocks(connection: sqlite3.Connection, change: Change) -> None:
+def _write_blocks(connection: sqlite3.Connection, change: Change, rows: RowCodec) -> None:
     connection.executemany(
         """INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
             namespace = excluded.namespace, parent = excluded.parent, tokens = excluded.tokens,
             num_before = excluded.num_before, nbytes = excluded.nbytes,
             checksum = excluded.checksum, used_at = excluded.used_at""",
-        [
-            (r.key, r.namespace, r.parent, r.tokens, r.num_before, r.nbytes, r.checksum, r.used_at)
-            for r in change.rows.values()
-        ],
+        [rows.block(row) for row in change.rows.values()],
     )
-    connection.executemany("DELETE FROM blocks WHERE key = ?", [(key,) for key in change.removed])
+    connection.executemany("DELETE FROM blocks WHERE key = ?", [(rows.key(k),) for k in change.removed])
     connection.executemany(
-        "UPDATE blocks SET used_at = ? WHERE key = ?", [(at, key) for key, at in change.used.items()]
+        "UPDATE blocks SET used_at = ? WHERE key = ?",
+        [(at, rows.key(key)) for key, at in change.used.items()],
     )
 
 
-def _write_agents(connection: sqlite3.Connection, change: Change) -> None:
+def _write_agents(connection: sqlite3.Connection, change: Change, rows: RowCodec) -> None:
     connection.executemany(
         "DELETE FROM agents WHERE tenant = ? AND name = ? AND namespace = ?",
-        [(gone.tenant, gone.name, gone.namespace) for gone in change.removed_agents],
+        [rows.agent_id(gone) for gone in change.removed_agents],
     )
     connection.executemany(
         "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                *(a.id.tenant, a.id.name, a.id.namespace, a.model, a.tip, a.rest),
-                *(a.num_tokens, a.created_at, a.used_at, a.pinned),
-                *(a.parent, a.parent_tokens, a.quota_nbytes),
-            )
-            for a in change.agents.values()
-        ],
+        [rows.agent(agent) for agent in change.agents.values()],
     )
 
 
-def _write_checkpoints(connection: sqlite3.Connection, change: Change) -> None:
+def _write_checkpoints(connection: sqlite3.Connection, change: Change, rows: RowCodec) -> None:
     connection.executemany(
         "DELETE FROM checkpoints WHERE tenant = ? AND name = ? AND namespace = ? AND tag = ?",
-        [(c.agent.tenant, c.agent.name, c.agent.namespace, c.tag) for c in change.removed_checkpoints],
+        [rows.checkpoint_id(gone) for gone in change.removed_checkpoints],
     )
     connection.executemany(
         "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                *(c.id.agent.tenant, c.id.agent.name, c.id.agent.namespace, c.id.tag),
-                *(c.tip, c.rest, c.num_tokens, c.created_at),
-            )
-            for c in change.checkpoints.values()
-        ],
+        [rows.checkpoint(checkpoint) for checkpoint in change.checkpoints.values()],
     )
 
 
-def _write_doomed(connection: sqlite3.Connection, change: Change) -> None:
-    connection.executemany("DELETE FROM doomed WHERE key = ?", [(key,) for key in change.unlinked])
-    connection.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?)", list(change.doomed.items()))
+def _write_doomed(connection: sqlite3.Connection, change: Change, rows: RowCodec) -> None:
+    connection.executemany("DELETE FROM doomed WHERE key = ?", [(rows.key(k),) for k in change.unlinked])
+    connection.executemany(
+        "INSERT OR REPLACE INTO doomed VALUES (?, ?)",
+        [(rows.key(key), namespace) for key, namespace in change.doomed.items()],
+    )
 
 
-def _write_documents(connection: sqlite3.Connection, change: Change) -> None:
+def _write_documents(connection: sqlite3.Connection, change: Change, rows: RowCodec) -> None:
     connection.executemany(
         "UPDATE documents SET used_at = ? WHERE tenant = ? AND kind = ? AND id = ?",
-        [(at, one.tenant, one.kind, one.id) for one, at in change.used_documents.items()],
+        [(at, *rows.document_id(one)) for one, at in change.used_documents.items()],
     )
     connection.executemany(
         "DELETE FROM documents WHERE tenant = ? AND kind = ? AND id = ?",
-        [(one.tenant, one.kind, one.id) for one, row in change.documents.items() if row is None],
+        [rows.document_id(one) for one, row in change.documents.items() if row is None],
     )
     connection.executemany(
         "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (one.tenant, one.kind, one.id, row.body, row.created_at, row.used_at)
-            for one, row in change.documents.items()
-            if row is not None
-        ],
+        [rows.document(one, row) for one, row in change.documents.items() if row is not None],
     )
 
 
-def _write_replies(connection: sqlite3.Connection, change: Change) -> None:
+def _write_replies(connection: sqlite3.Connection, change: Change, rows: RowCodec) -> None:
     connection.executemany(
         "DELETE FROM replies WHERE namespace = ? AND key = ?",
-        [(one.namespace, one.key) for one, row in change.replies.items() if row is None],
+        [(one.namespace, rows.key(one.key)) for one, row in change.replies.items() if row is None],
     )
     connection.executemany(
         "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?)",
-        [
-            (one.namespace, one.key, row.tokens, row.used_at)
-            for one, row in change.replies.items()
-            if row is not None
-        ],
+        [rows.reply(one, row) for one, row in change.replies.items() if row is not None],
     )

@@ -24,9 +24,13 @@ import xxhash
 
 from dormouse.domain.blocks import KEY_NBYTES, NAMESPACE_NBYTES, BlockKey, Namespace, packed_block_key
 from dormouse.domain.cache_spec import DTYPE_NBYTES, CacheSpec
-from dormouse.domain.errors import DamagedBlock
+from dormouse.domain.errors import DamagedBlock, SealedBlock
 
 FORMAT_VERSION = "1"
+SEALED_FORMAT = "sealed-1"
+"""Of encrypted block files; see `sealed_blocks`."""
+SEAL_ROOM_NBYTES = 256
+"""More than sealing adds to a file."""
 PAYLOAD_ALIGNMENT = 4096
 LENGTH_NBYTES = 8
 MAX_HEADER_NBYTES = 1 << 20
@@ -57,7 +61,7 @@ class BlockFormat:
     def __init__(self, cache: CacheSpec) -> None:
         self.cache = cache
         self._tensors = ",".join(
-            _tensor(s.name, s.dtype, s.shape, s.offset, s.offset + s.nbytes) for s in cache.sections
+            tensor_entry(s.name, s.dtype, s.shape, s.offset, s.offset + s.nbytes) for s in cache.sections
         )
 
     def header(
@@ -75,15 +79,13 @@ class BlockFormat:
             "checksum": checksum,
         }
         start = self.cache.block_nbytes
-        tail = _tensor("tokens", "U32", (num_tokens,), start, start + len(tokens))
-        text = f'{{"__metadata__":{json.dumps(metadata)},{self._tensors},{tail}}}'.encode()
-        length = _aligned(LENGTH_NBYTES + len(text)) - LENGTH_NBYTES
-        return length.to_bytes(LENGTH_NBYTES, "little") + text.ljust(length)
+        tail = tensor_entry("tokens", "U32", (num_tokens,), start, start + len(tokens))
+        return pad_header(f'{{"__metadata__":{json.dumps(metadata)},{self._tensors},{tail}}}'.encode())
 
     def file_nbytes(self, tokens: bytes) -> int:
         """Size of the file of a block with these packed tokens, at most."""
         longest = LENGTH_NBYTES + len(self._tensors) + METADATA_ROOM_NBYTES
-        return _aligned(longest) + self.cache.block_nbytes + len(tokens)
+        return _aligned(longest) + self.cache.block_nbytes + len(tokens) + SEAL_ROOM_NBYTES
 
 
 def payload_checksum(payload: bytes | memoryview, tokens: bytes | bytearray) -> str:
@@ -135,12 +137,13 @@ def read_header(fd: int) -> tuple[BlockHeader, bytes]:
     return header, packed
 
 
-def verify_payload(fd: int, header: BlockHeader, tokens: bytes) -> None:
-    """Read the payload and compare its checksum. Raises DamagedBlock and OSError."""
+def verify_payload(fd: int, header: BlockHeader, tokens: bytes) -> bytearray:
+    """The payload, whose checksum matches. Raises DamagedBlock and OSError."""
     payload = bytearray(header.payload_nbytes)
     read_exactly(fd, [payload], header.payload_start)
     if payload_checksum(memoryview(payload), tokens) != header.checksum:
         _damaged("checksum does not match")
+    return payload
 
 
 def parse_header(text: bytes, file_nbytes: int) -> BlockHeader:
@@ -150,6 +153,10 @@ def parse_header(text: bytes, file_nbytes: int) -> BlockHeader:
     except (ValueError, RecursionError):
         _damaged("header is not JSON")
     metadata = table.pop("__metadata__", None) if isinstance(table, dict) else None
+    if isinstance(metadata, dict) and metadata.get("format") == SEALED_FORMAT:
+        raise SealedBlock(
+            "it is encrypted, and this store is not; export and import move agents between them"
+        )
     if not isinstance(metadata, dict) or set(metadata) != METADATA_KEYS:
         _damaged("header has no metadata of ours")
     if not all(isinstance(value, str) for value in metadata.values()):
@@ -226,7 +233,14 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // PAYLOAD_ALIGNMENT) * PAYLOAD_ALIGNMENT
 
 
-def _tensor(name: str, dtype: str, shape: tuple[int, ...], start: int, end: int) -> str:
+def pad_header(text: bytes) -> bytes:
+    """The bytes before a payload, for a header that says `text`."""
+    length = _aligned(LENGTH_NBYTES + len(text)) - LENGTH_NBYTES
+    return length.to_bytes(LENGTH_NBYTES, "little") + text.ljust(length)
+
+
+def tensor_entry(name: str, dtype: str, shape: tuple[int, ...], start: int, end: int) -> str:
+    """One tensor in a header's JSON. `start` and `end` are in bytes from the payload's start."""
     entry = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     return f"{json.dumps(name)}:{json.dumps(entry)}"
 

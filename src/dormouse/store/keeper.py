@@ -247,10 +247,10 @@ class Keeper:
         tags = self._index.checkpoints.get(id, {})
         return agent_documents(id.tenant, id.name, tags)
 
-    def _purge(self, removed: Collection[BlockKey]) -> None:
+    def _purge(self, removed: Mapping[BlockKey, BlockRow]) -> None:
         """What is left of deleted blocks beside their files: in quarantine, and in the catalog's log."""
         try:
-            self._files.purge_quarantine(removed)
+            self._files.purge_quarantine((key, row.namespace) for key, row in removed.items())
         except OSError as error:
             self._health.failed("removal of files", error)
         self._trim_catalog()

@@ -1,23 +1,30 @@
-"""Where things lie below the data folder. Only keys and namespaces become paths, never names."""
+"""Where things lie below the data folder. Only keys and namespaces become paths, never names.
+
+An encrypted store has a catalog and a folder of blocks of its own: so a folder can be converted beside
+what it holds, and one rename decides which of the two counts.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dormouse.domain.blocks import KEY_NBYTES, NAMESPACE_NBYTES, BlockKey, Namespace
+from dormouse.domain.blocks import BlockKey, Namespace
 
 BLOCK_SUFFIX = ".safetensors"
 TEMP_SUFFIX = ".tmp"
+VAULT_NAME = "vault.json"
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths of one data folder."""
+    """Paths of one data folder. `seal_key` is that of an encrypted one: what a block is called there."""
 
     root: Path
+    seal_key: Callable[[BlockKey], bytes] | None = field(default=None, repr=False)
 
     @property
     def lock(self) -> Path:
@@ -25,19 +32,25 @@ class Layout:
         return self.root / "store.lock"
 
     @property
+    def vault(self) -> Path:
+        """The wrapped keys of an encrypted folder."""
+        return self.root / VAULT_NAME
+
+    @property
     def catalog(self) -> Path:
         """The SQLite database."""
-        return self.root / "catalog.sqlite"
+        return self.root / ("catalog.sqlite" if self.seal_key is None else "sealed-catalog.sqlite")
 
     @property
     def catalog_files(self) -> tuple[Path, ...]:
         """The database and what SQLite keeps next to it."""
-        return tuple(self.root / f"catalog.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+        name = self.catalog.name
+        return tuple(self.root / f"{name}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
 
     @property
     def blocks(self) -> Path:
-        """`<namespace>/<first two hex digits of key>/<key>.safetensors` below here."""
-        return self.root / "blocks"
+        """`<namespace>/<first two hex digits of name>/<name>.safetensors` below here."""
+        return self.root / ("blocks" if self.seal_key is None else "sealed-blocks")
 
     @property
     def quarantine(self) -> Path:
@@ -46,23 +59,12 @@ class Layout:
 
     def block(self, namespace: Namespace, key: BlockKey) -> Path:
         """The file of one block."""
-        return self.blocks / block_name(namespace, key)
+        return self.blocks / self.block_name(namespace, key)
 
-    def block_at(self, path: Path) -> tuple[Namespace, BlockKey] | None:
-        """The block whose place `path` is; None when it is no block's place."""
-        try:
-            namespace = Namespace(bytes.fromhex(path.parent.parent.name))
-            key = BlockKey(bytes.fromhex(path.name.removesuffix(BLOCK_SUFFIX)))
-        except ValueError:
-            return None
-        right_sizes = len(namespace) == NAMESPACE_NBYTES and len(key) == KEY_NBYTES
-        return (namespace, key) if right_sizes and path == self.block(namespace, key) else None
-
-
-def block_name(namespace: Namespace, key: BlockKey) -> str:
-    """Path of a block's file below `blocks`."""
-    name = key.hex()
-    return f"{namespace.hex()}/{name[:2]}/{name}{BLOCK_SUFFIX}"
+    def block_name(self, namespace: Namespace, key: BlockKey) -> str:
+        """Path of a block's file below `blocks`."""
+        name = (key if self.seal_key is None else self.seal_key(key)).hex()
+        return f"{namespace.hex()}/{name[:2]}/{name}{BLOCK_SUFFIX}"
 
 
 def temp_of(path: Path) -> Path:

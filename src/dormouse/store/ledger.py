@@ -18,7 +18,7 @@ class Ledger:
     """Sizes of all files of the store, in bytes. Kept by the writer thread; anyone may read `total`."""
 
     def __init__(self, layout: Layout) -> None:
-        self._own = (layout.lock, *layout.catalog_files)
+        self._own = (layout.lock, layout.vault, *layout.catalog_files)
         self._files: dict[BlockKey, int] = {}
         self._temps: dict[Path, int] = {}
         self._quarantine: dict[Path, int] = {}

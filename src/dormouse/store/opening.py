@@ -1,4 +1,4 @@
-"""From a folder to a store that can be used: lock, catalog, reconciliation, quota."""
+"""From a folder to a store that can be used: lock, keys, catalog, reconciliation, quota."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from dormouse.domain.errors import DamagedCatalog, StoreError
 from dormouse.store.block_files import BlockFiles
 from dormouse.store.catalog import Catalog, refuse_newer
+from dormouse.store.columns import PlainColumns, SealedColumns
 from dormouse.store.documents import DocumentBounds, Documents
+from dormouse.store.encryption import layout_of, unlock
 from dormouse.store.file_ops import FileOps
 from dormouse.store.health import WRITE_ERRORS, Health
 from dormouse.store.index import Index
@@ -19,10 +21,15 @@ from dormouse.store.keeper import Keeper
 from dormouse.store.layout import FOLDER_MODE, Layout
 from dormouse.store.ledger import Counters, Ledger
 from dormouse.store.lock import FolderLock
+from dormouse.store.master_key import KeySource
 from dormouse.store.notes import Notes
+from dormouse.store.plain_blocks import BlockCodec, PlainBlocks
 from dormouse.store.reconcile import Reconciler
 from dormouse.store.replies import Replies, ReplyBounds
+from dormouse.store.row_codec import RowCodec
 from dormouse.store.rows import Change
+from dormouse.store.sealed_blocks import SealedBlocks
+from dormouse.store.vault import Vault
 from dormouse.store.view import StoreView
 
 log = logging.getLogger(__name__)
@@ -32,11 +39,12 @@ GROUP_AND_OTHERS = 0o077
 
 @dataclass(frozen=True, slots=True)
 class StoreParts:
-    """An open data folder: everything but the threads."""
+    """An open data folder: everything but the threads. `vault` is that of an encrypted one."""
 
     layout: Layout
-    lock: FolderLock
     catalog: Catalog
+    codec: BlockCodec
+    vault: Vault | None
     ledger: Ledger
     index: Index
     view: StoreView
@@ -58,31 +66,59 @@ class Bounds:
     replies: ReplyBounds
 
 
-def open_parts(folder: Path, ops: FileOps, bounds: Bounds, now: float) -> StoreParts:
+def open_parts(
+    folder: Path, ops: FileOps, bounds: Bounds, now: float, key_source: KeySource | None
+) -> tuple[FolderLock, StoreParts]:
     """Lock the folder, create what is missing, make files and catalog agree, enforce the quota.
 
-    Raises StoreLocked, StoreTooNew, and StoreError when the folder cannot be used.
+    Raises StoreLocked, StoreTooNew, EncryptionMismatch, and StoreError when the folder cannot be used.
     """
-    layout = Layout(folder)
-    ledger = Ledger(layout)
-    files = BlockFiles(layout, ops, ledger, bounds.quarantine_nbytes)
     with ExitStack() as undo:
         try:
-            _create(layout.root, ops)
-            lock = FolderLock(layout.lock)
+            lock = lock_folder(folder, ops)
             undo.callback(lock.release)
-            refuse_newer(layout.catalog)  # before anything is written
-            lock.sign()
-            for path in (layout.root, layout.blocks, layout.quarantine):
-                make_private(path, ops)
-            catalog, index, view, findings = _load(layout, ops, files, ledger, bounds.queue_nbytes, now)
-            undo.callback(catalog.close)
-            notes = Notes(
-                Documents(bounds.documents, catalog.documents()),
-                Replies(bounds.replies, now, catalog.replies()),
-            )
+            parts = assemble(folder, ops, bounds, now, unlock(folder, ops, key_source))
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"data folder {folder} cannot be used: {error}") from error
+        undo.pop_all()
+    return lock, parts
+
+
+def lock_folder(folder: Path, ops: FileOps) -> FolderLock:
+    """Own the folder, which is made if there is none; one of a newer version is left as it is.
+
+    Raises StoreLocked, StoreTooNew and OSError.
+    """
+    _create(folder, ops)
+    lock = FolderLock(Layout(folder).lock)
+    try:
+        for layout in (Layout(folder), Layout(folder, bytes)):
+            refuse_newer(layout.catalog)  # before anything is written
+    except BaseException:
+        lock.release()
+        raise
+    lock.sign()
+    return lock
+
+
+def assemble(folder: Path, ops: FileOps, bounds: Bounds, now: float, vault: Vault | None) -> StoreParts:
+    """Open a folder that is locked. Raises StoreTooNew, EncryptionMismatch, OSError, sqlite3.Error."""
+    layout = layout_of(folder, vault)
+    codec = PlainBlocks() if vault is None else SealedBlocks(vault)
+    rows = RowCodec(PlainColumns() if vault is None else SealedColumns(vault))
+    ledger = Ledger(layout)
+    files = BlockFiles(layout, ops, ledger, codec, bounds.quarantine_nbytes)
+    with ExitStack() as undo:
+        for path in (layout.root, layout.blocks, layout.quarantine):
+            make_private(path, ops)
+        opening = _Opening(layout, ops, files, codec, rows, ledger, vault, now)
+        catalog, index, findings = opening.load()
+        undo.callback(catalog.close)
+        view = StoreView(index, bounds.queue_nbytes)
+        notes = Notes(
+            Documents(bounds.documents, catalog.documents()),
+            Replies(bounds.replies, now, catalog.replies()),
+        )
         counters, health = Counters(), Health()
         keeper = Keeper(
             catalog=catalog,
@@ -100,47 +136,73 @@ def open_parts(folder: Path, ops: FileOps, bounds: Bounds, now: float) -> StoreP
         except WRITE_ERRORS as error:
             health.failed("block files", error)
         undo.pop_all()
-    return StoreParts(layout, lock, catalog, ledger, index, view, notes, keeper, counters, health, findings)
+    findings = (*findings, *catalog.findings)
+    return StoreParts(
+        layout, catalog, codec, vault, ledger, index, view, notes, keeper, counters, health, findings
+    )
 
 
-def _load(
-    layout: Layout, ops: FileOps, files: BlockFiles, ledger: Ledger, queue_nbytes: int, now: float
-) -> tuple[Catalog, Index, StoreView, tuple[str, ...]]:
-    """Open and reconcile; a catalog that cannot be read is set aside and made anew."""
-    existed = layout.catalog.exists()
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What reading and reconciling need."""
+
+    layout: Layout
+    ops: FileOps
+    files: BlockFiles
+    codec: BlockCodec
+    rows: RowCodec
+    ledger: Ledger
+    vault: Vault | None
+    now: float
+
+    def load(self) -> tuple[Catalog, Index, tuple[str, ...]]:
+        """Open and reconcile; a catalog that cannot be read is set aside and made anew."""
+        existed = self.layout.catalog.exists()
+        try:
+            catalog, index, reconciler = self._read()
+            lost = None if existed else "the catalog was gone"
+        except DamagedCatalog as error:
+            log.error("%s; it moves to quarantine and is rebuilt from the block files", error)
+            self._set_catalog_aside()
+            catalog, index, reconciler = self._read()
+            lost = f"{error}; it is in quarantine"
+        self.ledger.measure_catalog()
+        log.info("opened %s: %d blocks, %s", self.layout.root, len(index.blocks), reconciler.findings)
+        findings = []
+        if lost is not None and (existed or reconciler.findings.adopted):
+            findings.append(f"{lost}; blocks were found again, the names and histories of agents are lost")
+            log.warning("%s", findings[0])
+        return catalog, index, tuple(findings)
+
+    def _read(self) -> tuple[Catalog, Index, Reconciler]:
+        if not self.layout.catalog.exists():
+            self._set_catalog_aside()  # A log without its database belongs to another one.
+        catalog = Catalog(self.layout.catalog, self.ops, self.rows)
+        try:
+            _pull_back(catalog, self.now)
+            if self.vault is not None:
+                _purge(catalog, self.vault)
+            reconciler = Reconciler(self.layout, catalog, self.files, self.codec, self.ledger, self.ops)
+            index, change = reconciler.load()
+            _commit_repairs(catalog, change)
+            index.apply(change)
+        except BaseException:
+            catalog.close()
+            raise
+        return catalog, index, reconciler
+
+    def _set_catalog_aside(self) -> None:
+        for path in self.layout.catalog_files:
+            if path.exists():
+                self.files.quarantine(path)
+
+
+def _purge(catalog: Catalog, vault: Vault) -> None:
+    # What cannot be removed now cannot be read either, and goes at the next start.
     try:
-        catalog, index, reconciler = _read(layout, ops, files, ledger, now)
-        lost = None if existed else "the catalog was gone"
-    except DamagedCatalog as error:
-        log.error("%s; it moves to quarantine and is rebuilt from the block files", error)
-        _set_catalog_aside(layout, files)
-        catalog, index, reconciler = _read(layout, ops, files, ledger, now)
-        lost = f"{error}; it is in quarantine"
-    ledger.measure_catalog()
-    log.info("opened %s: %d blocks, %s", layout.root, len(index.blocks), reconciler.findings)
-    findings = []
-    if lost is not None and (existed or reconciler.findings.adopted):
-        findings.append(f"{lost}; blocks were found again, the names and histories of agents are lost")
-        log.warning("%s", findings[0])
-    return catalog, index, StoreView(index, queue_nbytes), tuple(findings)
-
-
-def _read(
-    layout: Layout, ops: FileOps, files: BlockFiles, ledger: Ledger, now: float
-) -> tuple[Catalog, Index, Reconciler]:
-    if not layout.catalog.exists():
-        _set_catalog_aside(layout, files)  # A log without its database belongs to another one.
-    catalog = Catalog(layout.catalog, ops)
-    try:
-        _pull_back(catalog, now)
-        reconciler = Reconciler(layout, catalog, files, ledger, ops)
-        index, change = reconciler.load()
-        _commit_repairs(catalog, change)
-        index.apply(change)
-    except BaseException:
-        catalog.close()
-        raise
-    return catalog, index, reconciler
+        catalog.purge(vault.destroyed)
+    except sqlite3.Error as error:
+        log.warning("rows of forgotten tenants could not be removed: %s", error)
 
 
 def _pull_back(catalog: Catalog, now: float) -> None:
@@ -156,12 +218,6 @@ def _commit_repairs(catalog: Catalog, change: Change) -> None:
         catalog.apply(change)
     except sqlite3.Error as error:
         log.warning("what start-up repaired could not be recorded: %s", error)
-
-
-def _set_catalog_aside(layout: Layout, files: BlockFiles) -> None:
-    for path in layout.catalog_files:
-        if path.exists():
-            files.quarantine(path)
 
 
 def make_private(folder: Path, ops: FileOps) -> None:

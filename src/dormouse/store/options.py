@@ -71,5 +71,6 @@ class StoreStats:
     catalog_nbytes: int
     quarantine_nbytes: int
     quota_nbytes: int
+    encrypted: bool
     counts: dict[str, int]
     notes: tuple[str, ...]

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 
 from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.errors import BlockMissing, DamagedBlock, StoreError
-from dormouse.store.files import BlockFormat, open_block, payload_checksum, read_exactly
+from dormouse.store.files import BlockFormat, open_block
 from dormouse.store.layout import Layout
 from dormouse.store.ledger import Count, Counters
+from dormouse.store.plain_blocks import BlockCodec
 from dormouse.store.rows import BlockRow
 from dormouse.store.view import StoreView
 
@@ -26,12 +27,14 @@ class BlockReader:
     def __init__(
         self,
         layout: Layout,
+        codec: BlockCodec,
         view: StoreView,
         formats: Mapping[Namespace, BlockFormat],
         counters: Counters,
         on_damage: Callable[[BlockRow], None],
     ) -> None:
         self._layout = layout
+        self._codec = codec
         self._view = view
         self._formats = formats
         self._counters = counters
@@ -65,21 +68,11 @@ class BlockReader:
             self._on_damage(row)
 
     def _read_file(self, row: BlockRow, into: memoryview) -> None:
-        block_format = self._formats[row.namespace]
-        header = block_format.header(row.namespace, row.key, row.parent, row.tokens, row.checksum)
-        found_header, found_tokens = bytearray(len(header)), bytearray(len(row.tokens))
         fd = open_block(self._layout.block(row.namespace, row.key))
         try:
-            if os.fstat(fd).st_size != row.nbytes:
-                raise DamagedBlock("size differs from the catalog's")
-            read_exactly(fd, [found_header, into, found_tokens], 0)
+            self._codec.load(fd, row, self._formats[row.namespace], into)
         finally:
             os.close(fd)
-        # The key of `row` follows from its parent and tokens, so equal tokens prove the key.
-        if found_header != header or found_tokens != row.tokens:
-            raise DamagedBlock("header or tokens differ from the catalog's")
-        if payload_checksum(into, row.tokens) != row.checksum:
-            raise DamagedBlock("checksum does not match")
 
     def _miss(self, key: BlockKey) -> BlockMissing:
         self._counters.add(Count.MISSES)

@@ -21,15 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dormouse.domain.blocks import BlockKey, packed_block_key
-from dormouse.domain.errors import DamagedBlock
+from dormouse.domain.errors import DamagedBlock, KeyDestroyed
 from dormouse.store.block_files import BlockFiles
 from dormouse.store.catalog import Catalog
 from dormouse.store.file_ops import FileOps
-from dormouse.store.files import open_block, read_header
+from dormouse.store.files import open_block
 from dormouse.store.garbage import drop_payload
 from dormouse.store.index import Index
-from dormouse.store.layout import TEMP_SUFFIX, Layout, block_name
+from dormouse.store.layout import TEMP_SUFFIX, Layout
 from dormouse.store.ledger import Ledger
+from dormouse.store.plain_blocks import BlockCodec
 from dormouse.store.rows import BlockRow, Change
 
 log = logging.getLogger(__name__)
@@ -61,15 +62,22 @@ class Reconciler:
     """Compares the folder with the catalog and plans what makes them agree."""
 
     def __init__(
-        self, layout: Layout, catalog: Catalog, files: BlockFiles, ledger: Ledger, ops: FileOps
+        self,
+        layout: Layout,
+        catalog: Catalog,
+        files: BlockFiles,
+        codec: BlockCodec,
+        ledger: Ledger,
+        ops: FileOps,
     ) -> None:
         self._layout = layout
+        self._codec = codec
         self._catalog = catalog
         self._files = files
         self._ledger = ledger
         self._ops = ops
         self._stored: set[BlockKey] = set()
-        self._undead: set[BlockKey] = set()
+        self._undead: set[Path] = set()
         self.findings = Findings()
 
     def load(self) -> tuple[Index, Change]:
@@ -81,13 +89,14 @@ class Reconciler:
         damaged = {key: row for key, row in rows.items() if not _key_follows(row)}
         index = Index()
         agents = {agent.id: agent for agent in self._catalog.agents()}
-        checkpoints = {checkpoint.id: checkpoint for checkpoint in self._catalog.checkpoints()}
+        # An agent's row that does not open takes its checkpoints with it.
+        checkpoints = {tag.id: tag for tag in self._catalog.checkpoints() if tag.id.agent in agents}
         index.apply(Change(rows=rows, agents=agents, checkpoints=checkpoints))
         for entry in _files_below(self._layout.quarantine):
             self._ledger.set_quarantined(Path(entry.path), entry.stat(follow_symlinks=False).st_size)
-        doomed = self._catalog.doomed()
-        change = Change(rows=self._scan(index, damaged, doomed))
-        settled = {key: place for key, place in doomed.items() if key not in self._undead}
+        doomed = {key: (ns, self._layout.block(ns, key)) for key, ns in self._catalog.doomed().items()}
+        change = Change(rows=self._scan(index, damaged, {path for _, path in doomed.values()}))
+        settled = {key: ns for key, (ns, path) in doomed.items() if path not in self._undead}
         self._files.sync_folders(settled.items())
         change.unlinked |= settled.keys()
         _number(index, change)
@@ -102,11 +111,11 @@ class Reconciler:
         return index, change
 
     def _scan(
-        self, index: Index, damaged: Collection[BlockKey], doomed: Collection[BlockKey]
+        self, index: Index, damaged: Collection[BlockKey], doomed: Collection[Path]
     ) -> dict[BlockKey, BlockRow]:
         """Look at every file; rows for those that have none."""
         rows = {
-            block_name(row.namespace, key): row
+            self._layout.block_name(row.namespace, key): row
             for key, row in index.blocks.items()
             if row.nbytes and key not in damaged
         }
@@ -117,20 +126,20 @@ class Reconciler:
                 self._keep(row.key, row.nbytes)
                 continue
             path = Path(entry.path)
-            place = self._layout.block_at(path)
             try:
-                if path.suffix == TEMP_SUFFIX or (row is None and place is not None and place[1] in doomed):
+                if path.suffix == TEMP_SUFFIX or (row is None and path in doomed):
                     self._remove(path)
                 else:
                     found = self._adopt(path)
                     adopted[found.key] = found
+            except KeyDestroyed:
+                self._remove(path)
             except DamagedBlock as error:
                 self._set_aside(path, error)
             except OSError as error:
                 # A disk that fails here fails loads and writes too, where it is reported.
                 log.warning("%s: %s", path, error)
-                if place is not None:
-                    self._undead.add(place[1])
+                self._undead.add(path)
         return adopted
 
     def _remove(self, path: Path) -> None:
@@ -152,11 +161,11 @@ class Reconciler:
             raise DamagedBlock("not a file")
         fd = open_block(path)
         try:
-            header, tokens = read_header(fd)
+            header, tokens = self._codec.identify(fd)
             found = os.fstat(fd)
         finally:
             os.close(fd)
-        if self._layout.block_at(path) != (header.namespace, header.key):
+        if path != self._layout.block(header.namespace, header.key):
             raise DamagedBlock("its header names another block")
         self._keep(header.key, found.st_size)
         self.findings.adopted += 1
