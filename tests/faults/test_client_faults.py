@@ -35,7 +35,7 @@ def request_of(path: str = "/v1/chat/completions", **fields: object) -> tuple[by
     """Headers and body of a chat completion."""
     message = {"role": "user", "content": "hello"}
     body = json.dumps({"model": "fake", "messages": [message], "temperature": 0, "max_tokens": 8} | fields)
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     return f"{head}\r\n\r\n".encode(), body.encode()
 
 
@@ -103,7 +103,7 @@ def test_a_slow_reader_that_reads_on_gets_all(serve: Serve, monkeypatch: pytest.
     site = serve(num_pages=256, buffer_nbytes=4096)
     head, body = request_of(max_tokens=500, stream=True, logprobs=True, top_logprobs=20)
     with connected(site, receive_nbytes=4096) as client:
-        client.sendall(head.replace(b"host: x", b"host: x\r\nconnection: close") + body)
+        client.sendall(head.replace(b"host: localhost", b"host: localhost\r\nconnection: close") + body)
         site.until(lambda: site.engine.num_open == 0)  # it was generated long before it was read
         assert b"data: [DONE]" in read_all(client)
     assert not site.logged(logging.INFO, "read nothing")

@@ -27,6 +27,8 @@ SHOWN_ONLY = {
     "models/stack.py": "`created` of the model",
     "store/block_store.py": "which block was used last, also before a restart; by a clock that is passed in",
     "store/catalog.py": "when a migration ran",
+    "store/clock.py": "when something was used; never earlier than before",
+    "store/conversion.py": "when what is converted was used, which it keeps",
     "api/tracing.py": "when a span began, for a collector",
     "store/block_files.py": "the name of a file in quarantine",
     "bench/machine.py": "when a measurement was taken",
