@@ -46,7 +46,7 @@ class Leaver:
     def visit(self, url: str) -> None:
         """Come and go."""
         body = json.dumps({"model": "fake", "stream": self.is_streaming, **REQUESTS[self.path]}).encode()
-        head = f"POST {self.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = f"POST {self.path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         request = f"{head}x-agent-id: leaver\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
         where = urlsplit(url)
         with socket.create_connection((where.hostname, where.port), timeout=WAIT_S) as client:
