@@ -229,6 +229,7 @@ def test_blocks_that_do_not_reach_the_disk_are_counted(
 
 def test_the_runtime_is_named(service: Service) -> None:
     assert scrape(service)["dormouse_runtime_info", ("fake",)] == 1
+    assert scrape(service)["dormouse_working_bytes", ()] == 0  # it computes on pages as they are
     assert service.http.get("/health").json()["runtime"] == "fake"
     (model,) = service.http.get("/v1/models").json()["data"]
     assert model["runtime"] == "fake"

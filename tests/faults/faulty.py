@@ -76,6 +76,10 @@ class FaultyRuntime:
     def weights_nbytes(self) -> int:
         return self.inner.weights_nbytes
 
+    @property
+    def working_nbytes(self) -> int:
+        return self.inner.working_nbytes
+
     def forward(self, plan: Plan) -> Logits:
         self.on_forward(plan)
         logits = self.inner.forward(plan)

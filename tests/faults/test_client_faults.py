@@ -35,8 +35,8 @@ def request_of(path: str = "/v1/chat/completions", **fields: object) -> tuple[by
     """Headers and body of a chat completion."""
     message = {"role": "user", "content": "hello"}
     body = json.dumps({"model": "fake", "messages": [message], "temperature": 0, "max_tokens": 8} | fields)
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    return f"{head}\r\n\r\n".encode(), body.encode()
+    kind = f"content-type: application/json\r\ncontent-length: {len(body)}"
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{kind}\r\n\r\n".encode(), body.encode()
 
 
 def read_all(client: socket.socket) -> bytes:

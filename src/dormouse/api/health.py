@@ -92,6 +92,7 @@ def router(services: Services) -> APIRouter:
                 "memory": {
                     "weights_nbytes": runtime.weights_nbytes,
                     "arena_nbytes": stats.pages_total * runtime.cache.block_nbytes,
+                    "working_nbytes": runtime.working_nbytes,
                 },
             }
         return JSONResponse(body, 200 if found.status in ("ok", "degraded") else 503)

@@ -113,6 +113,14 @@ OF_RUNTIME: tuple[Reading[Runtime], ...] = (
         "runtime",
         lambda runtime: [(runtime.name, 1)],
     ),
+    Reading(
+        "dormouse_working_bytes",
+        "gauge",
+        "Memory held beside weights and pages for the sequences that ran last: under mlx their K and V "
+        "once more.",
+        "",
+        _one(lambda runtime: runtime.working_nbytes),
+    ),
 )
 
 OF_ENGINE: tuple[Reading[EngineStats], ...] = (

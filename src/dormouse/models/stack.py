@@ -124,9 +124,10 @@ class FolderLoader:
         return int(psutil.virtual_memory().available)
 
     def held_nbytes(self, served: ServedModel) -> int:
-        """See `Loader.held_nbytes`: weights, and pages that were used."""
+        """See `Loader.held_nbytes`: weights, pages that were used, and what they are computed on in."""
         stats, runtime = served.engine.stats(), served.engine.runtime
-        return runtime.weights_nbytes + (stats.pages_used + stats.pages_idle) * runtime.cache.block_nbytes
+        pages_nbytes = (stats.pages_used + stats.pages_idle) * runtime.cache.block_nbytes
+        return runtime.weights_nbytes + pages_nbytes + runtime.working_nbytes
 
     def load(self, candidate: Candidate) -> ServedModel:
         """See `Loader.load`."""

@@ -46,6 +46,10 @@ class Runtime(Protocol):
         """Bytes of weights held in memory."""
 
     @property
+    def working_nbytes(self) -> int:
+        """Bytes held beside weights and pages for sequences that ran last; any thread may ask."""
+
+    @property
     def row_invariant(self) -> bool:
         """Whether row invariance holds to the bit."""
 

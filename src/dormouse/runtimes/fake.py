@@ -71,6 +71,11 @@ class FakeRuntime:
         return 0
 
     @property
+    def working_nbytes(self) -> int:
+        """Pages are computed on as they are."""
+        return 0
+
+    @property
     def row_invariant(self) -> bool:
         """Rows are mixed one by one."""
         return True

@@ -90,5 +90,5 @@ def test_views_of_a_plan_are_never_dropped(folder: Path) -> None:
     tables = ((0, 1), (3, 4), (6, 7))
     runtime.forward(Plan(tuple(chunk(TEXT, 0, 9, table) for table in tables)))
     assert len(runtime._parts().views) == 3
-    assert runtime.views_nbytes > 0
+    assert runtime.working_nbytes > 0
     runtime.close()

@@ -50,6 +50,7 @@ class MlxRuntime:
         self._open: _Parts | None = parts
         self._num_pages = parts.pages.num_pages
         self._weights_nbytes = weights_nbytes
+        self._working_nbytes = 0
 
     @classmethod
     def load(
@@ -136,12 +137,12 @@ class MlxRuntime:
         return self._weights_nbytes
 
     @property
-    def views_nbytes(self) -> int:
-        """Bytes of K and V that MLX holds beside the pages, for the sequences that ran last.
+    def working_nbytes(self) -> int:
+        """Views: K and V as MLX computes on them.
 
         Those of running sequences are always held; others up to the size of the arena.
         """
-        return self._parts().views.nbytes
+        return self._working_nbytes
 
     def forward(self, plan: Plan) -> Logits:
         """See `Runtime.forward`."""
@@ -150,7 +151,7 @@ class MlxRuntime:
         logits: dict[int, Logits] = {}
         for indices in parts.caller.calls(chunks):
             logits.update(zip(indices, self._call([chunks[index] for index in indices]), strict=True))
-        parts.views.trim(len(chunks))
+        self._working_nbytes = parts.views.trim(len(chunks))
         empty = np.empty((0, self._spec.vocab_size), np.float32)
         return np.concatenate([empty, *(logits[index] for index in range(len(chunks)))])
 

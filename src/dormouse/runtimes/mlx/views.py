@@ -60,12 +60,16 @@ class Views:
         now = self._pages.generations
         self._origins[target] = _Origin(source, num_tokens, int(now[source]), int(now[target]))
 
-    def trim(self, num_used: int) -> None:
-        """Drop the longest unused views beyond the budget, but not the `num_used` last ones."""
+    def trim(self, num_used: int) -> int:
+        """Drop the longest unused views beyond the budget, but not the `num_used` last ones.
+
+        The bytes of those that stay.
+        """
         nbytes = self.nbytes
         while nbytes > self._budget_nbytes and len(self._by_page) > num_used:
             _, view = self._by_page.popitem(last=False)
             nbytes -= view.nbytes
+        return nbytes
 
     def clear(self) -> None:
         """Drop all."""

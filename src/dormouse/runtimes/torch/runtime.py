@@ -139,6 +139,11 @@ class TorchRuntime:
         return self._weights_nbytes
 
     @property
+    def working_nbytes(self) -> int:
+        """Pages are computed on as they are."""
+        return 0
+
+    @property
     def arena_nbytes(self) -> int:
         """Bytes reserved for pages; the system maps them on first use."""
         return self._num_pages * self._cache.block_nbytes
