@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,18 +45,19 @@ def strict_server(
     It ends by SIGTERM with 0, and none of `complaints` is in what it printed. A test may stop it itself.
     """
     log = data_dir.parent / f"{data_dir.name}.log"
-    with pytest.MonkeyPatch.context() as patch:
-        if dev_mode:
-            patch.setenv("PYTHONDEVMODE", "1")
-        patch.setenv("PYTHONWARNINGS", "error")
-        if runtime == "mlx":
-            hide_module("torch", data_dir.parent, patch)
-            flags = ("--runtime", "mlx", *flags)
-        with serve(data_dir, *flags, log=log, program=program) as server:
-            yield server
-            if server.process.poll() is None:
-                server.stop()
-            assert server.process.returncode == 0
+    with ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:  # its environment is no other server's
+            if dev_mode:
+                patch.setenv("PYTHONDEVMODE", "1")
+            patch.setenv("PYTHONWARNINGS", "error")
+            if runtime == "mlx":
+                hide_module("torch", data_dir.parent, patch)
+                flags = ("--runtime", "mlx", *flags)
+            server = running.enter_context(serve(data_dir, *flags, log=log, program=program))
+        yield server
+        if server.process.poll() is None:
+            server.stop()
+        assert server.process.returncode == 0
     text = log.read_text()
     assert not [complaint for complaint in complaints if complaint in text], text
 

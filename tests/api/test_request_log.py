@@ -160,7 +160,7 @@ class Dying(FakeRuntime):
 def test_a_reply_that_fails_has_its_code(service: Service, lines: Lines) -> None:
     service.chat()
     (line,) = lines.requests(1)
-    assert (line["status"], line["outcome"], line["error"]) == (500, "failed", "engine_dead")
+    assert (line["status"], line["outcome"], line["error"]) == (500, "failed", "step_failed")
 
 
 @pytest.mark.parametrize("runtime", [GatedRuntime], indirect=True)
