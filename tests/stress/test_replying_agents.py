@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)
 FIRST = 20
 LONG = 600
 ENDLESS = 3000
-"""Longer than the deletion of all agents takes, one after the other, on a slow disk."""
+"""Longer than most deletions take."""
 OTHERS = 4
 
 
