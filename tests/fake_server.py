@@ -22,7 +22,7 @@ from tests.models.fake_loader import FakeLoader, NamedRuntime
 from dormouse.api.app import create_app
 from dormouse.api.server import Server, bind
 from dormouse.cli.logs import set_up_logging
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.models.aliases import Aliases
 from dormouse.models.host import HostOptions, ModelHost
 from dormouse.store.block_store import BlockStore

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dormouse.api.generation import Answer, Delta, End, Generation, StopReason
+from dormouse.api.answer import Answer, Delta, End, StopReason
+from dormouse.api.generation import Generation
 from dormouse.domain.conversation import Called, Message, Piece, Role, Said, Thought, ToolCall
 from dormouse.domain.errors import DormouseError
 from dormouse.domain.requests import TokenLogprob, Usage

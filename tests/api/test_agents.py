@@ -58,7 +58,7 @@ def test_an_agent_is_made_changed_and_found(service: Service) -> None:
     assert code(service.http.post(AGENTS, json=body)) == (409, "agent_exists")
     changed = service.http.patch(f"{AGENTS}/team/ada", json={"pinned": False})
     assert (changed.json()["pinned"], changed.json()["quota_bytes"]) == (False, 1000)
-    assert service.store.get_document("default", "agent", "team/ada") is not None
+    assert service.store.notebook.get("default", "agent", "team/ada") is not None
     assert code(service.http.patch(f"{AGENTS}/nobody", json={})) == (404, "agent_not_found")
 
 
@@ -162,9 +162,9 @@ def test_sleep_gives_memory_back_and_changes_no_word(service: Service) -> None:
 def test_a_deleted_agent_is_found_nowhere(service: Service, tmp_path: Path) -> None:
     first = say(service, "a", "a secret " * 20)
     assert cached(first) == 0
-    service.store.put_document("default", "why", "a", b"{}")
+    service.store.notebook.put("default", "why", "a", b"{}")
     assert service.http.delete(f"{AGENTS}/a").status_code == 200
-    assert service.store.documents("default", "why") == []
+    assert service.store.notebook.page("default", "why") == []
     again = service.chat("a secret " * 20).json()
     assert cached(again) == 0, "neither in memory nor on disk"
     assert again["choices"] == first["choices"]

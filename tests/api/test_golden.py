@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from tests.api.conftest import Service
 from tests.api.scripted import Step, called, play, said, thought, with_logprobs
 
-from dormouse.api.generation import StopReason
+from dormouse.api.answer import StopReason
 from dormouse.domain.errors import ModelOutputInvalid, ShuttingDown
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,7 +10,7 @@ import openai
 import pytest
 from tests.api.conftest import Service
 
-from dormouse.api.generation import Delta
+from dormouse.api.answer import Delta
 from dormouse.api.responses_schema import ResponsesBody
 from dormouse.api.responses_stream import ResponseStream
 from dormouse.domain.conversation import Called, ToolCall

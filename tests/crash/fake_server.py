@@ -15,7 +15,7 @@ from dormouse.api.app import create_app
 from dormouse.api.server import Server, bind
 from dormouse.domain.plan import Plan
 from dormouse.engine.engine import Engine
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.models.chat import ChatModel
 from dormouse.models.chat_template import ChatTemplate
 from dormouse.models.host import ModelHost

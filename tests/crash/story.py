@@ -69,8 +69,8 @@ class State:
         store = desk.store
         names = [agent.id.name for agent in store.agents()]
         tags = {(name, tag.tag): tag.num_tokens for name in names for tag in store.admin.tags(TENANT, name)}
-        bodies = {(kind, name): store.get_document(TENANT, kind, name) for kind, name in DOCUMENTS}
-        tokens = {key: store.recall_reply(NAMESPACE, key) for key in REPLIES}
+        bodies = {(kind, name): store.notebook.get(TENANT, kind, name) for kind, name in DOCUMENTS}
+        tokens = {key: store.notebook.recall(NAMESPACE, key) for key in REPLIES}
         keys = [BlockKey(bytes.fromhex(name)) for name in block_files(desk.folder)]
         return cls(
             {name: tuple(store.history(agent_id(name))) for name in names},
@@ -95,21 +95,21 @@ def says(name: str, tokens: list[int], rest: tuple[int, ...] = ()) -> Chapter:
 
 
 def _notes(desk: Desk) -> None:
-    desk.store.put_document(TENANT, "response", "r1", b"[1]")
-    desk.store.put_document(TENANT, "transcript", "ada", b"[%s2]" % (b"2," * 1000))
-    desk.store.remember_reply(NAMESPACE, b"hello", [1, 2, 3])
+    desk.store.notebook.put(TENANT, "response", "r1", b"[1]")
+    desk.store.notebook.put(TENANT, "transcript", "ada", b"[%s2]" % (b"2," * 1000))
+    desk.store.notebook.remember(NAMESPACE, b"hello", [1, 2, 3])
     _settle(desk)
 
 
 def _more_notes(desk: Desk) -> None:
-    desk.store.put_document(TENANT, "response", "r1", b"[11]")
-    desk.store.put_document(TENANT, "response", "r2", b"[12]")
-    desk.store.remember_reply(NAMESPACE, b"again", [4, 5])
+    desk.store.notebook.put(TENANT, "response", "r1", b"[11]")
+    desk.store.notebook.put(TENANT, "response", "r2", b"[12]")
+    desk.store.notebook.remember(NAMESPACE, b"again", [4, 5])
     _settle(desk)
 
 
 def _a_note_goes(desk: Desk) -> None:
-    desk.store.delete_document(TENANT, "response", "r1")
+    desk.store.notebook.delete(TENANT, "response", "r1")
     _settle(desk)
 
 

@@ -178,7 +178,7 @@ def test_with_sync_all_of_a_reply_is_on_disk_when_it_is_told(
         shutil.copytree(server.folder, copied)
     with BlockStore.open(copied, quota_nbytes=QUOTA) as store:
         if route == "responses":
-            assert store.get_document("default", "response", answer.json()["id"]) is not None
+            assert store.notebook.get("default", "response", answer.json()["id"]) is not None
             return
         agent = store.agent("default", "ada")
         assert agent.durable_tokens >= agent.num_tokens - 1 > 0

@@ -126,7 +126,7 @@ def serves(desk: Desk) -> None:
     store.check()
     for agent in store.agents():
         assert len(store.history(agent.id)) == agent.num_tokens
-    assert store.get_document(TENANT, "response", "none") is None
+    assert store.notebook.get(TENANT, "response", "none") is None
 
 
 def assert_degraded(desk: Desk, disk: FailingDisk, fault: Fault, raised: bool, log: list[str]) -> None:

@@ -25,7 +25,7 @@ from dormouse.domain.requests import (
 )
 from dormouse.engine.detokenizer import TokenDecoder
 from dormouse.engine.engine import Engine
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.runtimes.base import Logits, Runtime
 from dormouse.runtimes.fake import EOS, ByteDecoder, FakeRuntime, encode
 from dormouse.store.block_store import BlockStore

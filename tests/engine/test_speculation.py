@@ -15,7 +15,7 @@ from tests.engine.harness import GREEDY, GatedRuntime, opened
 
 from dormouse.domain.errors import ModelOutputInvalid
 from dormouse.domain.requests import Finished, SamplingParams, TextDelta, TokenLogprob
-from dormouse.engine.loop import EngineStats
+from dormouse.engine.stats import EngineStats
 from dormouse.runtimes.fake import EOS, VOCAB_SIZE, FakeRuntime, _mix, encode
 
 PROMPT = "abcdefgh abcdefgh abcdefgh abc"

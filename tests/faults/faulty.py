@@ -26,7 +26,7 @@ from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.model_spec import ModelSpec, cache_namespace
 from dormouse.domain.plan import Chunk, Plan
 from dormouse.engine.engine import Engine
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.models.chat import ChatModel
 from dormouse.models.chat_template import ChatTemplate
 from dormouse.models.host import ModelHost

@@ -15,7 +15,8 @@ from tests.faults.faulty import BLOCK, Gate, Site, code_of, is_of, text_of
 from dormouse.api import generation
 from dormouse.domain.plan import Plan
 from dormouse.engine.detokenizer import Detokenizer
-from dormouse.engine.loop import MOST_FAILED, EngineOptions
+from dormouse.engine.loop import MOST_FAILED
+from dormouse.engine.options import EngineOptions
 from dormouse.runtimes.base import Logits
 
 NO_MEMORY = [MemoryError("no memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]

@@ -25,7 +25,7 @@ from dormouse.domain.constraint import Constraint
 from dormouse.domain.conversation import Conversation, Message, OutputFormat, Role
 from dormouse.domain.errors import PromptStalled, QueueFull
 from dormouse.domain.places import Places
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.models import grammars as grammars_module
 from dormouse.models.chat import ChatModel
 from dormouse.models.family import Family

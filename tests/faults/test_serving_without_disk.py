@@ -17,7 +17,7 @@ from tests.store.kit import FailingOps, GatedOps
 from dormouse.api import health
 from dormouse.domain.blocks import BlockKey
 from dormouse.engine import loads
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.store import reader
 from dormouse.store.options import StoreOptions
 from dormouse.store.reader import BlockReader, LoadError

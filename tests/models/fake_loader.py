@@ -13,7 +13,7 @@ from tests.engine.harness import WAIT_S
 
 from dormouse.domain.errors import ModelNotFound, UnsupportedModel
 from dormouse.engine.engine import Engine
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.models.chat import ChatModel
 from dormouse.models.chat_template import ChatTemplate
 from dormouse.models.folder import ModelFolder

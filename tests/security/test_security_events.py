@@ -14,7 +14,7 @@ from tests.api.scripted import called, play, said, thought
 from tests.security.mutations import fuzzing
 
 from dormouse.api import sse
-from dormouse.api.generation import StopReason
+from dormouse.api.answer import StopReason
 from dormouse.models.tool_formats.base import raw_call
 from dormouse.runtimes.fake import FakeRuntime
 

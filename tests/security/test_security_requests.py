@@ -321,7 +321,7 @@ def test_documents_that_came_in_an_agents_file(service: Service, kind: str, docu
     """An imported agent brings its own transcript and settings, and nobody has looked into them."""
     name = f"odd-{kind}-{abs(hash(document))}"
     service.http.post("/v1/agents", json={"name": name}).raise_for_status()
-    service.store.put_document("default", kind, name, document)
+    service.store.notebook.put("default", kind, name, document)
     for method, action, body in (
         ("GET", "/messages", None),
         ("POST", "/messages", BODIES["/v1/agents/a/messages"]),

@@ -51,7 +51,7 @@ def state(store: BlockStore, folder: Path) -> object:
     agents = {
         a.id: (store.history(a.id), a.pinned, a.quota_nbytes, a.num_checkpoints) for a in store.agents()
     }
-    documents = [store.documents("acme", kind) for kind in ("agent", "transcript", "checkpoint")]
+    documents = [store.notebook.page("acme", kind) for kind in ("agent", "transcript", "checkpoint")]
     return agents, documents, block_files(folder)
 
 
@@ -69,7 +69,7 @@ def test_an_agent_before_its_first_reply(open_store: OpenStore) -> None:
     store.close()
     store = open_store()
     assert store.agent("acme", "ada") == made
-    assert store.get_document("acme", "agent", "ada") == b"{}"
+    assert store.notebook.get("acme", "agent", "ada") == b"{}"
     reply(store, "ada", TALK)
     after = store.agent("acme", "ada")
     assert (after.pinned, after.quota_nbytes, after.created_at) == (True, 1 << 20, made.created_at)
@@ -78,13 +78,13 @@ def test_an_agent_before_its_first_reply(open_store: OpenStore) -> None:
 def test_a_fork_copies_nothing_and_goes_its_own_way(open_store: OpenStore, folder: Path) -> None:
     store = open_store()
     links = reply(store, "ada", TALK, rest=[7])
-    store.put_document("acme", "transcript", "ada", b"said")
+    store.notebook.put("acme", "transcript", "ada", b"said")
     before = block_files(folder)
     written = store.stats().counts["bytes_written"]
     fork = store.admin.fork("acme", "ada", "eve")
     assert (fork.parent, fork.parent_tokens, fork.num_tokens) == ("ada", len(TALK) + 1, len(TALK) + 1)
     assert store.history(fork.id) == [*TALK, 7]
-    assert store.get_document("acme", "transcript", "eve") == b"said"
+    assert store.notebook.get("acme", "transcript", "eve") == b"said"
     assert block_files(folder) == before
     assert store.stats().counts["bytes_written"] == written
     reply(store, "ada", more(40))
@@ -117,14 +117,14 @@ def test_names_of_forks(store: BlockStore) -> None:
 def test_rolling_back_to_a_checkpoint(open_store: OpenStore, clock: Clock) -> None:
     store = open_store()
     links = reply(store, "ada", TALK, rest=[1, 2])
-    store.put_document("acme", "transcript", "ada", b"then")
+    store.notebook.put("acme", "transcript", "ada", b"then")
     made = store.admin.tag("acme", "ada", "before")
     assert made.num_tokens == len(TALK) + 2
     with pytest.raises(AgentExists):
         store.admin.tag("acme", "ada", "before")
     clock.advance(1)
     reply(store, "ada", more(50))
-    store.put_document("acme", "transcript", "ada", b"now")
+    store.notebook.put("acme", "transcript", "ada", b"now")
     assert [tag.tag for tag in store.admin.tags("acme", "ada")] == ["before"]
     clock.advance(1)
     store.gc()
@@ -136,7 +136,7 @@ def test_rolling_back_to_a_checkpoint(open_store: OpenStore, clock: Clock) -> No
     store.close()
     store = open_store()
     assert store.history(agent_id("ada")) == [*TALK, 1, 2]
-    assert store.get_document("acme", "transcript", "ada") == b"then"
+    assert store.notebook.get("acme", "transcript", "ada") == b"then"
     assert_loads(store, links)
     fork = store.admin.fork("acme", "ada", "eve", tag="before")
     assert store.history(fork.id) == [*TALK, 1, 2]
@@ -144,7 +144,7 @@ def test_rolling_back_to_a_checkpoint(open_store: OpenStore, clock: Clock) -> No
     assert store.admin.tags("acme", "ada") == []
     with pytest.raises(CheckpointNotFound):
         store.admin.rollback("acme", "ada", "before")
-    assert store.documents("acme", "checkpoint") == []
+    assert store.notebook.page("acme", "checkpoint") == []
 
 
 def test_a_deleted_checkpoint_frees_its_blocks(store: BlockStore, folder: Path, clock: Clock) -> None:
@@ -171,7 +171,7 @@ def test_a_cut_action_leaves_the_store_as_it_was(open_store: OpenStore, folder: 
     ops = FailingOps()
     store = open_store(file_ops=ops)
     reply(store, "ada", TALK)
-    store.put_document("acme", "transcript", "ada", b"then")
+    store.notebook.put("acme", "transcript", "ada", b"then")
     store.admin.tag("acme", "ada", "t")
     reply(store, "ada", more(30))
     before = state(store, folder)
@@ -252,10 +252,10 @@ def test_deletion_overwrites_and_takes_everything(open_store: OpenStore, folder:
     reply(store, "eve", TALK[:BLOCK_SIZE])
     links = reply(store, "ada", TALK)
     for kind in ("agent", "transcript", "why"):
-        store.put_document("acme", kind, "ada", b"secret words")
+        store.notebook.put("acme", kind, "ada", b"secret words")
     store.admin.tag("acme", "ada", "t")
     reply(store, "ada", more(30))
-    store.put_document("acme", "transcript", "eve", b"eve's")
+    store.notebook.put("acme", "transcript", "eve", b"eve's")
     store.flush()
     ops.steps.clear()
     removed = store.delete_agent("acme", "ada")
@@ -267,8 +267,8 @@ def test_deletion_overwrites_and_takes_everything(open_store: OpenStore, folder:
     for path in paths:
         assert steps.index(("wipe", path)) < steps.index(("unlink", path))
     assert block_files(folder) == {links[0].key.hex()}
-    assert store.documents("acme", "checkpoint") == []
-    assert store.get_document("acme", "transcript", "eve") == b"eve's"
+    assert store.notebook.page("acme", "checkpoint") == []
+    assert store.notebook.get("acme", "transcript", "eve") == b"eve's"
     store.close()
     for path in folder.rglob("*"):
         assert path.is_dir() or b"secret words" not in path.read_bytes()

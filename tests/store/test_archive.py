@@ -56,12 +56,12 @@ def source(store: BlockStore) -> BlockStore:
     """A store with an agent that has two checkpoints, one of them off its chain."""
     store.register(HERE, CACHE, "toy model")
     reply(store, "ada", TALK, rest=[1, 2])
-    store.put_document("acme", "agent", "ada", b'{"system": "be brief"}')
-    store.put_document("acme", "transcript", "ada", b'["then"]')
+    store.notebook.put("acme", "agent", "ada", b'{"system": "be brief"}')
+    store.notebook.put("acme", "transcript", "ada", b'["then"]')
     store.admin.tag("acme", "ada", "then")
     reply(store, "ada", LONGER)
     store.admin.tag("acme", "ada", "far")
-    store.put_document("acme", "transcript", "ada", b'["now"]')
+    store.notebook.put("acme", "transcript", "ada", b'["now"]')
     reply(store, "ada", [*TALK, 5, 6, 7, 8])
     return store
 
@@ -94,14 +94,14 @@ def test_an_agent_moves_to_another_store_and_tenant(source: BlockStore, other: B
     assert agent.durable_tokens == agent.num_tokens == len(TALK) + 4
     assert (agent.quota_nbytes, agent.num_checkpoints, agent.pinned) == (1 << 30, 2, False)
     assert other.history(here) == [*TALK, 5, 6, 7, 8]
-    assert other.get_document("home", "agent", "ada") == b'{"system": "be brief"}'
+    assert other.notebook.get("home", "agent", "ada") == b'{"system": "be brief"}'
     for old, new in zip(links_of([*TALK, 5, 6, 7, 8]), links_of([*TALK, 5, 6, 7, 8], THERE), strict=True):
         assert load(other, new.key) == (None, payload_of(old.key))
     other.admin.rollback("home", "ada", "far")
     assert other.history(here) == LONGER
     other.admin.rollback("home", "ada", "then")
     assert other.history(here) == [*TALK, 1, 2]
-    assert other.get_document("home", "transcript", "ada") == b'["then"]'
+    assert other.notebook.get("home", "transcript", "ada") == b'["then"]'
     assert other.verify().is_clean
 
 
@@ -115,12 +115,12 @@ def test_an_import_gets_another_name_and_overwrites_only_when_told(
     take(other, body, "eve")
     assert other.history(other.agent("home", "eve").id) == [*TALK, 5, 6, 7, 8]
     other.admin.untag("home", "ada", "far")
-    other.put_document("home", "why", "ada", b"{}")
+    other.notebook.put("home", "why", "ada", b"{}")
     other.admin.rollback("home", "ada", "then")
     take(other, body, overwrite=True)
     assert len(other.admin.tags("home", "ada")) == 2
     assert other.history(other.agent("home", "ada").id) == [*TALK, 5, 6, 7, 8]
-    assert other.get_document("home", "why", "ada") is None
+    assert other.notebook.get("home", "why", "ada") is None
     with pytest.raises(InvalidRequest):
         take(other, body, "\n")
 
@@ -141,7 +141,7 @@ def test_an_agent_that_said_nothing_moves_too(source: BlockStore, other: BlockSt
     source.admin.create(AgentId("acme", "new", HERE), "toy", documents={"agent": b"{}"})
     here = take(other, exported(source, "new"))
     assert other.history(here) == []
-    assert other.get_document("home", "agent", "new") == b"{}"
+    assert other.notebook.get("home", "agent", "new") == b"{}"
 
 
 def test_history_without_blocks_moves_too(open_store: OpenStore, other: BlockStore) -> None:

@@ -103,14 +103,14 @@ def test_garbage_is_as_old_as_its_last_use(open_store: OpenStore, clock: Clock, 
 
 def test_remembered_replies_outlive_a_clock_that_is_set_back(open_store: OpenStore, clock: Clock) -> None:
     store = open_store()
-    store.remember_reply(NAMESPACE, b"old", [1])
+    store.notebook.remember(NAMESPACE, b"old", [1])
     clock.advance(-YEARS)
-    store.remember_reply(NAMESPACE, b"new", [2])
-    assert store.recall_reply(NAMESPACE, b"old") == (1,)
+    store.notebook.remember(NAMESPACE, b"new", [2])
+    assert store.notebook.recall(NAMESPACE, b"old") == (1,)
     store.close()
     store = open_store()
-    assert store.recall_reply(NAMESPACE, b"old") == (1,)
-    assert store.recall_reply(NAMESPACE, b"new") == (2,)
+    assert store.notebook.recall(NAMESPACE, b"old") == (1,)
+    assert store.notebook.recall(NAMESPACE, b"new") == (2,)
     assert store.verify().is_clean
 
 
@@ -120,12 +120,12 @@ def test_remembered_replies_expire_when_the_clock_is_set_forward_and_no_text_is_
     """That is as after years without use: the replies are tokenized anew; agents and blocks stay."""
     store = open_store()
     links = reply(store, "ada", range(40))
-    store.remember_reply(NAMESPACE, b"old", [1])
+    store.notebook.remember(NAMESPACE, b"old", [1])
     assert store.flush()
     clock.advance(YEARS)
-    store.remember_reply(NAMESPACE, b"new", [2])
-    assert store.recall_reply(NAMESPACE, b"old") is None
-    assert store.recall_reply(NAMESPACE, b"new") == (2,)
+    store.notebook.remember(NAMESPACE, b"new", [2])
+    assert store.notebook.recall(NAMESPACE, b"old") is None
+    assert store.notebook.recall(NAMESPACE, b"new") == (2,)
     assert store.history(agent_id("ada")) == list(range(40))
     assert_loads(store, links)
     assert store.health() == ()
@@ -135,13 +135,13 @@ def test_documents_keep_their_order_of_use(open_store: OpenStore, clock: Clock) 
     store = open_store()
     for number in range(3):
         clock.advance(1)
-        store.put_document("acme", "response", f"r{number}", b"[]")
+        store.notebook.put("acme", "response", f"r{number}", b"[]")
     assert store.flush()
     clock.advance(-YEARS)
-    assert store.get_document("acme", "response", "r0") == b"[]"
-    used = {info.id: info.used_at for info in store.documents("acme", "response")}
+    assert store.notebook.get("acme", "response", "r0") == b"[]"
+    used = {info.id: info.used_at for info in store.notebook.page("acme", "response")}
     assert used["r0"] >= used["r2"] > used["r1"]
     store.close()
     store = open_store()
-    used = {info.id: info.used_at for info in store.documents("acme", "response")}
+    used = {info.id: info.used_at for info in store.notebook.page("acme", "response")}
     assert max(used.values()) <= clock() + 1

@@ -88,12 +88,12 @@ def open_sealed(folder: Path, clock: Clock, keys: MasterKeyFile) -> Iterator[Ope
 def fill(store: BlockStore) -> list[Link]:
     """Something of every kind, with canaries in everything that has text or tokens."""
     links = reply(store, f"{WORD} agent", TOKENS, rest=REST)
-    store.put_document("acme", "agent", f"{WORD} agent", f'{{"system": "{WORD}"}}'.encode())
-    store.put_document("acme", "transcript", f"{WORD} agent", f'["{WORD}"]'.encode())
-    store.put_document("acme", "response", f"{WORD} response", WORD.encode() * 100)
+    store.notebook.put("acme", "agent", f"{WORD} agent", f'{{"system": "{WORD}"}}'.encode())
+    store.notebook.put("acme", "transcript", f"{WORD} agent", f'["{WORD}"]'.encode())
+    store.notebook.put("acme", "response", f"{WORD} response", WORD.encode() * 100)
     store.admin.tag("acme", f"{WORD} agent", f"{WORD} tag")
     store.admin.fork("acme", f"{WORD} agent", f"{WORD} fork")
-    store.remember_reply(NAMESPACE, f"{WORD} key".encode(), REMEMBERED)
+    store.notebook.remember(NAMESPACE, f"{WORD} key".encode(), REMEMBERED)
     assert store.flush()
     return links
 
@@ -106,11 +106,11 @@ def assert_filled(store: BlockStore, links: list[Link]) -> None:
     assert store.agent("acme", f"{WORD} fork").parent == f"{WORD} agent"
     assert store.agent("acme", f"{WORD} agent").durable_tokens == len(TOKENS)
     assert [tag.tag for tag in store.admin.tags("acme", f"{WORD} agent")] == [f"{WORD} tag"]
-    assert store.get_document("acme", "transcript", f"{WORD} agent") == f'["{WORD}"]'.encode()
-    assert store.get_document("acme", "response", f"{WORD} response") == WORD.encode() * 100
-    assert [info.id for info in store.documents("acme", "response")] == [f"{WORD} response"]
-    assert [info.nbytes for info in store.documents("acme", "response")] == [100 * len(WORD)]
-    assert store.recall_reply(NAMESPACE, f"{WORD} key".encode()) == tuple(REMEMBERED)
+    assert store.notebook.get("acme", "transcript", f"{WORD} agent") == f'["{WORD}"]'.encode()
+    assert store.notebook.get("acme", "response", f"{WORD} response") == WORD.encode() * 100
+    assert [info.id for info in store.notebook.page("acme", "response")] == [f"{WORD} response"]
+    assert [info.nbytes for info in store.notebook.page("acme", "response")] == [100 * len(WORD)]
+    assert store.notebook.recall(NAMESPACE, f"{WORD} key".encode()) == tuple(REMEMBERED)
     assert store.identity(OTHER) == IDENTITY
 
 
@@ -286,7 +286,7 @@ def test_rows_that_changed_places_do_not_open(folder: Path, open_sealed: OpenSea
     assert store.agents() == []
     assert "do not open" in store.stats().notes[0]
     with pytest.raises(SealBroken):
-        store.get_document("acme", "transcript", f"{WORD} agent")
+        store.notebook.get("acme", "transcript", f"{WORD} agent")
     reply(store, "next", TOKENS)
     assert store.flush()
 
@@ -371,7 +371,7 @@ def test_an_older_vault_is_refused_rather_than_anybody_forgotten(
     vault = (folder / VAULT_NAME).read_bytes()
     store = open_sealed()
     assert save(store, "ada", [], [1])
-    store.put_document("umbrella", "agent", "eve", b"{}")
+    store.notebook.put("umbrella", "agent", "eve", b"{}")
     assert store.flush()
     store.close()
     newest = (folder / VAULT_NAME).read_bytes()
@@ -380,7 +380,7 @@ def test_an_older_vault_is_refused_rather_than_anybody_forgotten(
     with pytest.raises(EncryptionMismatch, match="newest copy"):
         open_sealed()
     (folder / VAULT_NAME).write_bytes(newest)
-    assert open_sealed().get_document("umbrella", "agent", "eve") == b"{}"
+    assert open_sealed().notebook.get("umbrella", "agent", "eve") == b"{}"
 
 
 def test_a_plain_store_is_not_encrypted_by_accident(
@@ -404,8 +404,8 @@ def test_a_destroyed_key_takes_its_tenant_and_nobody_else(
     theirs = links_of(TOKENS, OTHER)
     put_all(store, theirs, OTHER)
     store.save_agent(_update(AgentId("umbrella", "eve", OTHER), theirs))
-    store.put_document("umbrella", "agent", "eve", b"{}")
-    store.remember_reply(OTHER, b"key", REMEMBERED)
+    store.notebook.put("umbrella", "agent", "eve", b"{}")
+    store.notebook.remember(OTHER, b"key", REMEMBERED)
     assert store.flush()
     store.close()
     copies = snapshot(folder)
@@ -421,11 +421,11 @@ def test_a_destroyed_key_takes_its_tenant_and_nobody_else(
     with pytest.raises(AgentNotFound):
         store.agent("acme", f"{WORD} agent")
     assert all(isinstance(load(store, link.key)[0], BlockMissing) for link in links)
-    assert store.get_document("acme", "transcript", f"{WORD} agent") is None
-    assert store.recall_reply(NAMESPACE, f"{WORD} key".encode()) is None
+    assert store.notebook.get("acme", "transcript", f"{WORD} agent") is None
+    assert store.notebook.recall(NAMESPACE, f"{WORD} key".encode()) is None
     assert_loads(store, theirs)
     assert store.history(AgentId("umbrella", "eve", OTHER)) == TOKENS
-    assert store.recall_reply(OTHER, b"key") == tuple(REMEMBERED)
+    assert store.notebook.recall(OTHER, b"key") == tuple(REMEMBERED)
     assert store.health() == ()
     assert store.stats().notes == ()
     assert store.verify().is_clean
@@ -487,7 +487,7 @@ def test_a_namespace_without_a_tenant_is_refused(open_sealed: OpenSealed) -> Non
     with pytest.raises(ValueError, match="without its tenant"):
         store.put(unknown, link, payload_of(link.key))
     with pytest.raises(ValueError, match="without its tenant"):
-        store.remember_reply(unknown, b"key", [1])
+        store.notebook.remember(unknown, b"key", [1])
 
 
 @pytest.mark.parametrize(("sealed_source", "sealed_target"), [(True, False), (False, True), (True, True)])
@@ -507,7 +507,7 @@ def test_an_agent_moves_between_stores_whether_they_are_encrypted_or_not(
             assert other.history(here) == [*TOKENS, *REST]
             for old, new in zip(links_of(TOKENS), links_of(TOKENS, here.namespace), strict=True):
                 assert load(other, new.key) == (None, payload_of(old.key))
-            assert other.get_document("home", "transcript", f"{WORD} agent") == f'["{WORD}"]'.encode()
+            assert other.notebook.get("home", "transcript", f"{WORD} agent") == f'["{WORD}"]'.encode()
             assert other.verify().is_clean
             if sealed_target:
                 assert_unreadable(place / "other", [])

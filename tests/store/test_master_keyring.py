@@ -52,15 +52,15 @@ def open_store(folder: Path) -> BlockStore:
 def test_each_folder_has_its_key_there(ring: Ring, tmp_path: Path) -> None:
     for name in ("a", "b"):
         with open_store(tmp_path / name) as store:
-            store.put_document("acme", "agent", "ada", name.encode())
+            store.notebook.put("acme", "agent", "ada", name.encode())
     assert {service for service, _ in ring.passwords} == {KEYRING_SERVICE}
     assert len(set(ring.passwords.values())) == 2
     with open_store(tmp_path / "a") as store:
-        assert store.get_document("acme", "agent", "ada") == b"a"
+        assert store.notebook.get("acme", "agent", "ada") == b"a"
     # Another folder's keys open nothing here.
     (tmp_path / "a" / "vault.json").write_bytes((tmp_path / "b" / "vault.json").read_bytes())
     with open_store(tmp_path / "a") as store:
-        assert store.get_document("acme", "agent", "ada") is None
+        assert store.notebook.get("acme", "agent", "ada") is None
 
 
 def test_a_keyring_that_is_locked_or_empty_says_so(ring: Ring, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from pydantic import Field
 
 from dormouse.api import errors, sse
 from dormouse.api.agent_rows import iso
+from dormouse.api.answer import End
+from dormouse.api.ask import Ask
 from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.chat_rendering import ChatRendering
 from dormouse.api.chat_schema import ChatBody, MessageBody
-from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, unless_gone
+from dormouse.api.generation import CLIENT_GONE, Generation, unless_gone
 from dormouse.api.identity import Identity
 from dormouse.api.services import Services
 from dormouse.api.transcripts import Transcripts

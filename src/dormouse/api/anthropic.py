@@ -10,12 +10,14 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import anthropic_stream, errors, sse
+from dormouse.api.answer import End
 from dormouse.api.anthropic_schema import MessagesBody, PromptBody
 from dormouse.api.anthropic_stream import MessageStream
+from dormouse.api.ask import Ask
 from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
-from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
+from dormouse.api.generation import CLIENT_GONE, Generation, prompter_of, unless_gone
 from dormouse.api.identity import identify
 from dormouse.api.misses import Miss, Misses, Sent
 from dormouse.api.services import Services

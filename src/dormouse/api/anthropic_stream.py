@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from dormouse.api.generation import Delta, End, StopReason
+from dormouse.api.answer import Delta, End, StopReason
 from dormouse.domain.conversation import Called, Piece, Said, Thought, ToolCall
 from dormouse.domain.requests import Usage
 

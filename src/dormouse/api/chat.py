@@ -10,13 +10,15 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.answer import End
+from dormouse.api.ask import Ask
 from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.chat_rendering import ChatRendering
 from dormouse.api.chat_schema import ChatBody
 from dormouse.api.choices import Choices
-from dormouse.api.generation import CLIENT_GONE, Ask, End, unless_gone
+from dormouse.api.generation import CLIENT_GONE, unless_gone
 from dormouse.api.identity import identify
 from dormouse.api.services import Services
 from dormouse.domain.errors import DormouseError

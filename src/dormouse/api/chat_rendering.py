@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from dormouse.api.answer import Answer, Delta, End
 from dormouse.api.chat_schema import ChatBody
 from dormouse.api.choices import total
-from dormouse.api.generation import Answer, Delta, End
 from dormouse.api.logprobs import chat_logprobs
 from dormouse.api.openai_objects import FINISH, Envelope, usage
 from dormouse.domain.conversation import Called, Piece, Said, Thought, ToolCall

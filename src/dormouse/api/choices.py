@@ -7,7 +7,9 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 
-from dormouse.api.generation import Answer, Ask, Delta, End, Generation
+from dormouse.api.answer import Answer, Delta, End
+from dormouse.api.ask import Ask
+from dormouse.api.generation import Generation
 from dormouse.api.services import Services
 from dormouse.domain.errors import DormouseError
 from dormouse.domain.requests import Usage

@@ -12,11 +12,13 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import errors, sse
+from dormouse.api.answer import Answer, Delta, End
+from dormouse.api.ask import Ask
 from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
 from dormouse.api.choices import Choices, total
-from dormouse.api.generation import CLIENT_GONE, Answer, Ask, Delta, End, unless_gone
+from dormouse.api.generation import CLIENT_GONE, unless_gone
 from dormouse.api.identity import identify
 from dormouse.api.logprobs import completion_logprobs
 from dormouse.api.openai_objects import FINISH, Envelope, usage

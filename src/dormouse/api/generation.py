@@ -6,22 +6,20 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
-from dormouse.api.call import Call
-from dormouse.api.identity import Identity
+from dormouse.api.answer import Answer, AnswerSoFar, Delta, End, StopReason
+from dormouse.api.ask import Ask
 from dormouse.api.services import Services
 from dormouse.api.sink import PING_INTERVAL_S, Sink
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import Namespace
 from dormouse.domain.constraint import Constraint
-from dormouse.domain.conversation import Called, Conversation, Message, Piece, Role, Said, Thought
+from dormouse.domain.conversation import Conversation, Message, Piece, Said
 from dormouse.domain.errors import (
     AgentNotFound,
     DormouseError,
@@ -37,10 +35,8 @@ from dormouse.domain.requests import (
     FinishReason,
     Priority,
     Request,
-    SamplingParams,
     Started,
     TextDelta,
-    TokenLogprob,
     Usage,
 )
 from dormouse.models import grammars
@@ -60,91 +56,6 @@ CLIENT_GONE = 499
 """nginx's number for an answer that nobody is there to read."""
 
 
-class StopReason(Enum):
-    """Why an answer ended, finer than the engine knows."""
-
-    END = auto()
-    CALLS = auto()
-    STOP_STRING = auto()
-    MAX_TOKENS = auto()
-    CONTEXT_FULL = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """New pieces of an answer; `logprobs` of the tokens sampled since the last one."""
-
-    pieces: tuple[Piece, ...]
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The answer is complete. `reasoning_tokens` of the completion were thought, not said."""
-
-    reason: StopReason
-    usage: Usage
-    stop: str | None
-    reasoning_tokens: int
-    reply: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """All of one answer."""
-
-    deltas: tuple[Delta, ...]
-    end: End
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a dialect asks for: a conversation, or the tokens of a plain prompt. `max_tokens` None is as many
-    as there is room for. `id` is the reply's as its client sees it, `call` the HTTP request that is watched
-    from outside, None for one that nobody sent."""
-
-    id: str
-    source: Conversation | tuple[int, ...]
-    sampling: SamplingParams
-    max_tokens: int | None
-    identity: Identity
-    tenant: str
-    call: Call | None = None
-
-    def others(self, samplings: Sequence[SamplingParams]) -> list[Ask]:
-        """The same, asked again; only the first of several answers is the agent's."""
-        nobody = replace(self.identity, agent=None)
-        return [
-            replace(self, id=uuid.uuid4().hex, sampling=sampling, identity=nobody) for sampling in samplings
-        ]
-
-
-@dataclass(slots=True)
-class _Answer:
-    """The answer so far."""
-
-    said: str = ""
-    thought: str = ""
-    calls: list[Called] = field(default_factory=list)
-
-    def add(self, pieces: list[Piece]) -> tuple[Piece, ...]:
-        """Take new pieces."""
-        for piece in pieces:
-            match piece:
-                case Said(text):
-                    self.said += text
-                case Thought(text):
-                    self.thought += text
-                case Called():
-                    self.calls.append(piece)
-        return tuple(pieces)
-
-    def message(self) -> Message:
-        """The answer as the message that a client will replay."""
-        calls = tuple(called.call for called in self.calls)
-        return Message(Role.ASSISTANT, self.said, self.thought, calls)
-
-
 class Generation:
     """A submitted request and the answer to it. Its `events` are read once; whoever began it closes it."""
 
@@ -154,7 +65,7 @@ class Generation:
         self._served = served
         self._ask = ask
         self._prepared = prepared
-        self._answer = _Answer()
+        self._answer = AnswerSoFar()
         self._sink = Sink()
         self._submitted = time.monotonic()
         self._due = self._submitted + served.deadline_s + served.engine.options.answer_s + LATE_S

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from dormouse.api.health import Diagnosis
 from dormouse.api.rate_limits import RateLimits
-from dormouse.engine.loop import EngineStats
+from dormouse.engine.stats import EngineStats
 from dormouse.models.host import ModelHost
 from dormouse.runtimes.base import Runtime
 from dormouse.store.options import StoreStats

@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import Any
 
-from dormouse.api.generation import StopReason
+from dormouse.api.answer import StopReason
 from dormouse.domain.requests import Usage
 from dormouse.models.served import ServedModel
 

@@ -31,11 +31,11 @@ class ResponseStore:
     def put(self, tenant: str, stored: StoredResponse) -> None:
         """Keep a response; the longest unused ones go first where there are too many."""
         body = json.dumps({"response": stored.response, "input": stored.input}).encode()
-        self._store.put_document(tenant, _KIND, stored.response["id"], body)
+        self._store.notebook.put(tenant, _KIND, stored.response["id"], body)
 
     def get(self, tenant: str, id: str) -> StoredResponse:
         """The response of that id. Raises ResponseNotFound."""
-        body = self._store.get_document(tenant, _KIND, id)
+        body = self._store.notebook.get(tenant, _KIND, id)
         if body is None:
             raise ResponseNotFound(
                 f"response '{id}' is not stored here; send the whole conversation as input instead",
@@ -47,7 +47,7 @@ class ResponseStore:
     def delete(self, tenant: str, id: str) -> None:
         """Forget a response. Raises ResponseNotFound."""
         self.get(tenant, id)
-        self._store.delete_document(tenant, _KIND, id)
+        self._store.notebook.delete(tenant, _KIND, id)
 
     def past(self, tenant: str, id: str | None) -> list[dict[str, Any]]:
         """All items up to and with the response `id`, the oldest first. Raises ResponseNotFound."""

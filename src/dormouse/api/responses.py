@@ -13,10 +13,12 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from dormouse.api import sse
+from dormouse.api.answer import End
+from dormouse.api.ask import Ask
 from dormouse.api.bodies import JsonRoute
 from dormouse.api.call import call_of
 from dormouse.api.caller import CallerParam
-from dormouse.api.generation import CLIENT_GONE, Ask, End, Generation, prompter_of, unless_gone
+from dormouse.api.generation import CLIENT_GONE, Generation, prompter_of, unless_gone
 from dormouse.api.identity import identify
 from dormouse.api.response_store import ResponseStore, StoredResponse
 from dormouse.api.responses_schema import Item, ResponsesBody

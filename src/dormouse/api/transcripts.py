@@ -103,10 +103,10 @@ class Transcripts:
     def write(self, tenant: str, name: str, transcript: Transcript) -> None:
         """Keep a transcript. Raises DocumentsFull."""
         kept = {"model": transcript.model, "messages": transcript.messages}
-        self._store.put_document(tenant, TRANSCRIPT, name, json.dumps(kept).encode())
+        self._store.notebook.put(tenant, TRANSCRIPT, name, json.dumps(kept).encode())
 
     def _document(self, tenant: str, kind: str, name: str, form: type[D]) -> D | None:
-        body = self._store.get_document(tenant, kind, name)
+        body = self._store.notebook.get(tenant, kind, name)
         if body is None:
             return None
         try:

@@ -21,7 +21,7 @@ from dormouse.domain.plan import Plan
 from dormouse.domain.requests import SamplingParams
 from dormouse.engine import pool
 from dormouse.engine.engine import Engine
-from dormouse.engine.loop import EngineStats
+from dormouse.engine.stats import EngineStats
 from dormouse.models.stack import Stack
 from dormouse.runtimes.base import Logits, Runtime
 

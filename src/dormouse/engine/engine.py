@@ -29,7 +29,9 @@ from dormouse.domain.errors import (
 from dormouse.domain.places import Places
 from dormouse.domain.requests import Failed, Finished, Request
 from dormouse.engine.detokenizer import TokenDecoder
-from dormouse.engine.loop import EngineLoop, EngineOptions, EngineStats
+from dormouse.engine.loop import EngineLoop
+from dormouse.engine.options import EngineOptions
+from dormouse.engine.stats import EngineStats
 from dormouse.runtimes.base import Runtime
 from dormouse.store.block_store import BlockStore
 

@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from dormouse.domain.blocks import BlockKey, Namespace, Tokens
@@ -38,6 +37,7 @@ from dormouse.engine.compute import compute
 from dormouse.engine.detokenizer import Detokenizer, TokenDecoder
 from dormouse.engine.drafts import Drafter
 from dormouse.engine.loads import Load
+from dormouse.engine.options import EngineOptions
 from dormouse.engine.pool import Pool
 from dormouse.engine.reply import Growth, grow
 from dormouse.engine.residence import Residence
@@ -45,6 +45,7 @@ from dormouse.engine.sampler import Choices, Sampler, choose
 from dormouse.engine.saver import Saver
 from dormouse.engine.scheduler import Scheduler
 from dormouse.engine.sequence import Sequence
+from dormouse.engine.stats import EngineStats
 from dormouse.engine.step import Step
 from dormouse.runtimes.base import Logits, Runtime
 from dormouse.store.block_store import BlockStore
@@ -53,53 +54,6 @@ log = logging.getLogger(__name__)
 
 MOST_FAILED = 8
 """So many requests in a row that the runtime raises for, and it is taken for broken."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Bounds of the engine. Times are in seconds, `token_budget` in prefill tokens a step.
-
-    With `speculate` steps compute guessed tokens too, where that is likely to gain time.
-
-    With `sync` a reply's end is answered only when its blocks and history are on disk, or when
-    `sync_timeout_s` has passed.
-    """
-
-    token_budget: int = 512
-    max_running: int = 64
-    max_queue: int = 256
-    load_timeout_s: float = 10.0
-    speculate: bool = True
-    sync: bool = False
-    sync_timeout_s: float = 30.0
-
-    @property
-    def answer_s(self) -> float:
-        """So long after its last token may a reply's end be answered."""
-        return self.sync_timeout_s if self.sync else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot for health and tools. Of the `drafted_tokens` that were guessed and computed,
-    `accepted_tokens` were kept; `computed_tokens` has no others. `num_overdue` reads were given up.
-    `failed_in_a_row` requests were the runtime's failures since the last reply that was complete."""
-
-    num_running: int
-    num_waiting: int
-    num_loading: int
-    num_overdue: int
-    pages_total: int
-    pages_used: int
-    pages_idle: int
-    computed_tokens: int
-    memory_tokens: int
-    disk_tokens: int
-    generated_tokens: int
-    drafted_tokens: int
-    accepted_tokens: int
-    preemptions: int
-    failed_in_a_row: int
 
 
 class EngineLoop:

@@ -33,12 +33,12 @@ class ReplyMemory:
     ) -> None:
         """`tokens` were generated after the conversation of that key, and shown as `reply`."""
         (key,) = conversation_keys([reply], conversation)
-        self._store.remember_reply(namespace, key, (int(bool(reply.reasoning)), *tokens))
+        self._store.notebook.remember(namespace, key, (int(bool(reply.reasoning)), *tokens))
         self._drop((namespace, key))
 
     def recall(self, namespace: Namespace, key: bytes, chat: ChatModel) -> RememberedReply | None:
         """The reply that ended the conversation of that key, if it was generated here and is remembered."""
-        found = self._store.recall_reply(namespace, key)
+        found = self._store.notebook.recall(namespace, key)
         if found is None:
             self._drop((namespace, key))
             return None

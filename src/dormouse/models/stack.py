@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 
 from dormouse.engine.engine import Engine
-from dormouse.engine.loop import EngineOptions
+from dormouse.engine.options import EngineOptions
 from dormouse.models.aliases import Aliases
 from dormouse.models.chat import ChatModel
 from dormouse.models.folder import ModelFolder

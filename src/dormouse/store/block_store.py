@@ -6,7 +6,7 @@ import logging
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -20,7 +20,6 @@ from dormouse.domain.blocks import (
     Namespace,
     pack_tokens,
     packed_block_key,
-    unpack_tokens,
 )
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.domain.errors import DeadlineExceeded, StoreError
@@ -28,7 +27,7 @@ from dormouse.store.agent_admin import ADMIN_TIMEOUT_S, AgentAdmin
 from dormouse.store.agent_book import AgentBook
 from dormouse.store.audit import VerifyReport, verify
 from dormouse.store.clock import SteadyClock
-from dormouse.store.documents import DocumentInfo
+from dormouse.store.encryption import require_owner
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import BlockFormat
 from dormouse.store.health import HealthReason
@@ -36,12 +35,13 @@ from dormouse.store.identity import Identity, identity_document
 from dormouse.store.keeper import Removal
 from dormouse.store.lock import FolderLock
 from dormouse.store.master_key import KeySource
+from dormouse.store.notebook import Notebook, packed
 from dormouse.store.opening import StoreParts, open_parts
 from dormouse.store.options import StoreOptions, StoreStats
 from dormouse.store.read_ahead import ReadAhead
 from dormouse.store.reader import BlockReader
 from dormouse.store.reader_pool import Done, Load, ReaderPool
-from dormouse.store.rows import BlockRow, DocumentId, ReplyId
+from dormouse.store.rows import BlockRow
 from dormouse.store.scratch import scratch_file
 from dormouse.store.view import PendingBlock, UnsavedAgent, not_found
 from dormouse.store.writer import Writer
@@ -88,7 +88,8 @@ class BlockStore:
         self._readers = ReaderPool(self._reader, options.num_readers)
         self._read_ahead = ReadAhead(parts.layout, parts.view)
         self._identities: dict[Namespace, Identity] = {}
-        book = AgentBook(parts.keeper, parts.index, parts.view, parts.notes, self._read_document, clock)
+        self.notebook = Notebook(parts, self._run, self._writer.wake, clock)
+        book = AgentBook(parts.keeper, parts.index, parts.view, parts.notes, self.notebook.read, clock)
         self.admin = AgentAdmin(self, parts, book, self._run, clock)
 
     @classmethod
@@ -151,17 +152,17 @@ class BlockStore:
             return
         self._identities[namespace] = identity = Identity(fingerprint, cache)
         document = identity_document(namespace)
-        if not self._parts.notes.documents.get(document, self._clock())[0]:
-            self.put_document(document.tenant, document.kind, document.id, identity.to_json())
+        if not self.notebook.has(document):
+            self.notebook.put(document.tenant, document.kind, document.id, identity.to_json())
 
     def identity(self, namespace: Namespace) -> Identity | None:
         """Model and format of a namespace, None when it was never registered with its model.
 
-        Waits for the writer at the first time. Raises as `get_document` does.
+        Waits for the writer at the first time. Raises as `Notebook.get` does.
         """
         if namespace not in self._identities:
             document = identity_document(namespace)
-            body = self.get_document(document.tenant, document.kind, document.id)
+            body = self.notebook.get(document.tenant, document.kind, document.id)
             if body is None:
                 return None
             self._identities[namespace] = Identity.from_json(body)
@@ -208,7 +209,7 @@ class BlockStore:
         already. Raises ValueError when payload or link do not fit the namespace.
         """
         block_format = self._format(namespace)
-        self._check_owner(namespace)
+        require_owner(self._parts.vault, namespace)
         cache = block_format.cache
         if len(payload) != cache.block_nbytes:
             raise ValueError(f"payload of {len(payload)} bytes; a page has {cache.block_nbytes}")
@@ -229,7 +230,7 @@ class BlockStore:
         """
         check_agent_name(update.id.name)
         (update.id.tenant + update.model).encode()  # What is no Unicode fails here, not in the writer.
-        rest = _pack(update.rest)
+        rest = packed(update.rest)
         parent = ROOT
         for link in update.links:
             if link.parent != parent or not link.tokens:
@@ -299,51 +300,6 @@ class BlockStore:
         """Pinned agents lose their blocks last. Waits; names and errors as in `delete_agent`."""
 
         self.admin.configure(tenant, name, pinned=pinned, namespace=namespace)
-
-    def put_document(self, tenant: str, kind: str, id: str, body: bytes) -> None:
-        """Keep a document under that name; it is there at once and written soon.
-
-        Raises DocumentsFull: above the bounds in `StoreOptions` the longest unused of its tenant and kind
-        go, but of `kept_kinds` a new one is refused. Raises ValueError when a name is no Unicode.
-        """
-        "".join((tenant, kind, id)).encode()
-        self._parts.notes.documents.put(DocumentId(tenant, kind, id), body, self._clock())
-        self._writer.wake()
-
-    def get_document(self, tenant: str, kind: str, id: str) -> bytes | None:
-        """The document of that name. Counts as a use.
-
-        Waits for the writer where the body is not in memory. Raises StoreError and DeadlineExceeded.
-        """
-        name = DocumentId(tenant, kind, id)
-        documents = self._parts.notes.documents
-        exists, body = documents.get(name, self._clock())
-        if body is None and exists:
-            body = self._run(lambda: self._read_document(name), ADMIN_TIMEOUT_S)
-        return body
-
-    def delete_document(self, tenant: str, kind: str, id: str) -> bool:
-        """Forget a document; whether there was one."""
-        found = self._parts.notes.documents.delete(DocumentId(tenant, kind, id))
-        self._writer.wake()
-        return found
-
-    def documents(
-        self, tenant: str, kind: str, limit: int = 100, after: str | None = None
-    ) -> list[DocumentInfo]:
-        """Up to `limit` documents in the order of their ids, from behind the id `after` on."""
-        return self._parts.notes.documents.page(tenant, kind, limit, after)
-
-    def remember_reply(self, namespace: Namespace, key: bytes, tokens: Sequence[int]) -> None:
-        """Remember the tokens of a reply under `key`; bounded, see `StoreOptions`. Waits for nothing."""
-        self._check_owner(namespace)
-        self._parts.notes.replies.put(ReplyId(namespace, key), _pack(tokens), self._clock())
-        self._writer.wake()
-
-    def recall_reply(self, namespace: Namespace, key: bytes) -> tuple[int, ...] | None:
-        """The tokens remembered under `key`, from memory. Counts as a use."""
-        packed = self._parts.notes.replies.get(ReplyId(namespace, key), self._clock())
-        return None if packed is None else tuple(unpack_tokens(packed))
 
     def scratch(self) -> BinaryIO:
         """A file of the data folder without a name, which goes when it is closed; what is written there is
@@ -448,26 +404,11 @@ class BlockStore:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"could not be written: {error}") from error
 
-    def _read_document(self, name: DocumentId) -> bytes | None:
-        """A document's body, on the writer thread."""
-        documents = self._parts.notes.documents
-        exists, body = documents.get(name, self._clock())
-        if body is None and exists:
-            body = self._parts.catalog.document(name)
-            if body is not None:
-                documents.remember(name, body)
-        return body
-
     def _is_saved(self) -> bool:
         return not self._parts.keeper.has_leftovers and not self._parts.health.reasons
 
     def _set_aside(self, row: BlockRow) -> None:
         self._writer.post(lambda: self._parts.keeper.set_aside(row))
-
-    def _check_owner(self, namespace: Namespace) -> None:
-        vault = self._parts.vault
-        if vault is not None and not vault.has_owner(namespace):
-            raise ValueError(f"namespace {namespace.hex()} is registered without its tenant")
 
     def _format(self, namespace: Namespace) -> BlockFormat:
         if namespace not in self._formats:
@@ -477,14 +418,7 @@ class BlockStore:
 
 def _packed(namespace: Namespace, link: Link) -> bytes:
     """The packed tokens of a link whose key follows from them. Raises ValueError."""
-    tokens = _pack(link.tokens)
+    tokens = packed(link.tokens)
     if packed_block_key(namespace, link.parent, tokens) != link.key:
         raise ValueError(f"key {link.key.hex()} does not follow from its parent and tokens")
     return tokens
-
-
-def _pack(tokens: Iterable[int]) -> bytes:
-    try:
-        return pack_tokens(tokens)
-    except (OverflowError, TypeError) as error:
-        raise ValueError(f"tokens do not fit in 32 bits: {error}") from None

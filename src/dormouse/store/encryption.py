@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dormouse.domain.blocks import Namespace
 from dormouse.domain.errors import EncryptionMismatch
 from dormouse.store.columns import seal_key
 from dormouse.store.file_ops import FileOps
@@ -83,6 +84,12 @@ def _open(folder: Path, ops: FileOps, key_source: KeySource | None) -> Vault:
         )
     vault.clean()
     return vault
+
+
+def require_owner(vault: Vault | None, namespace: Namespace) -> None:
+    """Raise ValueError for a namespace whose tenant an encrypted store was never told."""
+    if vault is not None and not vault.has_owner(namespace):
+        raise ValueError(f"namespace {namespace.hex()} is registered without its tenant")
 
 
 def refuse_key_in_folder(path: Path, folder: Path) -> None:
