@@ -1,4 +1,4 @@
-"""What issue 3 set out to reach, and what was reached, computed from the rows."""
+"""What was to be reached, and what was, computed from the rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Figure:
 
 
 def figures(scale: Scale) -> list[Figure]:
-    """All aims, in the order of the issue."""
+    """All aims, in the order of the page."""
     long = str(scale.agent_context)
     short_context, batches = scale.decode_short
     alone = decode.case_of(1, short_context)
@@ -74,6 +74,8 @@ def figures(scale: Scale) -> list[Figure]:
             against(f"decode {case}, against the better peer", 2, "decode", case, decode.SPEED)
             for case in (decode.case_of(batch, short_context) for batch in large)
         ),
+        against(f"prefill of {long}, against mlx-lm's server", 1, "prefill", long, prefill.SPEED, "mlx"),
+        against(f"decode {alone}, against mlx-lm's server", 1, "decode", alone, decode.SPEED, "mlx"),
         Figure("wake after a restart: first token in", 50, "ms", False, _wake_ms),
         Figure("the same, against our own first contact", 50, "x", True, _wake_against_cold),
         Figure("the same, against vLLM's warm hit in memory", 3, "x", True, _wake_against_warm),
