@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dormouse.domain.model_spec import ModelSpec
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -36,3 +38,19 @@ class Plan:
     def num_tokens(self) -> int:
         """Tokens computed by this step."""
         return sum(len(chunk.tokens) for chunk in self.chunks)
+
+    def check(self, spec: ModelSpec, num_pages: int, block_size: int) -> None:
+        """Hold the engine to its side: an index out of range would read or write another sequence's memory.
+
+        Raises AssertionError.
+        """
+        for chunk in self.chunks:
+            assert chunk.tokens, chunk
+            assert 0 <= min(chunk.tokens) <= max(chunk.tokens) < spec.vocab_size, chunk.tokens
+            assert 0 <= min(chunk.pages) <= max(chunk.pages) < num_pages, chunk.pages
+            last = min(spec.context_length, len(chunk.pages) * block_size)
+            assert 0 <= chunk.start < chunk.end <= last, (chunk.start, chunk.end, last)
+
+
+WARM_UP = Plan((Chunk(tokens=(0,), start=0, pages=(0,), num_logits=1),))
+"""A decode step. What it writes into the first page is as undefined as what was there."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.domain.model_spec import ModelSpec
-from dormouse.domain.plan import Chunk, Plan
+from dormouse.domain.plan import WARM_UP, Chunk, Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.context import AS_TRAINED, Context
 from dormouse.runtimes.fingerprint import DigestCache, model_fingerprint
@@ -26,9 +26,6 @@ from dormouse.runtimes.mlx.products import check_products
 from dormouse.runtimes.mlx.routing import route_attention
 from dormouse.runtimes.mlx.views import Views
 from dormouse.runtimes.model_files import read_config, weight_files
-
-_WARM_UP = Plan((Chunk(tokens=(0,), start=0, pages=(0,), num_logits=1),))
-"""A decode step. What it writes into the first page is as undefined as what was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class MlxRuntime:
         views = Views(pages, codec, pages.nbytes)
         runtime = cls(spec, cache, _Parts(caller, pages, views), loaded.nbytes)
         # What is computed on first use is computed now: not on the first request's time, nor on its thread.
-        runtime.forward(_WARM_UP)
+        runtime.forward(WARM_UP)
         return runtime
 
     @property
@@ -147,7 +144,7 @@ class MlxRuntime:
     def forward(self, plan: Plan) -> Logits:
         """See `Runtime.forward`."""
         parts, chunks = self._parts(), plan.chunks
-        _check(plan, self._spec, self._num_pages, self._cache.block_size)
+        plan.check(self._spec, self._num_pages, self._cache.block_size)
         logits: dict[int, Logits] = {}
         for indices in parts.caller.calls(chunks):
             logits.update(zip(indices, self._call([chunks[index] for index in indices]), strict=True))
@@ -203,13 +200,3 @@ class MlxRuntime:
 def _attends_packed() -> bool:
     """Whether attention computes on quantized arrays. See docs/mlx.md for what was measured where."""
     return mx.default_device().type != mx.DeviceType.cpu
-
-
-def _check(plan: Plan, spec: ModelSpec, num_pages: int, block_size: int) -> None:
-    """Hold the engine to its side: an index out of range would read or write another sequence's memory."""
-    for chunk in plan.chunks:
-        assert chunk.tokens, chunk
-        assert 0 <= min(chunk.tokens) <= max(chunk.tokens) < spec.vocab_size, chunk.tokens
-        assert 0 <= min(chunk.pages) <= max(chunk.pages) < num_pages, chunk.pages
-        last = min(spec.context_length, len(chunk.pages) * block_size)
-        assert 0 <= chunk.start < chunk.end <= last, (chunk.start, chunk.end, last)

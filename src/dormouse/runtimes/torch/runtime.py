@@ -12,7 +12,7 @@ import torch
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
 from dormouse.domain.errors import ModelError
 from dormouse.domain.model_spec import ModelSpec
-from dormouse.domain.plan import Chunk, Plan
+from dormouse.domain.plan import WARM_UP, Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.context import AS_TRAINED, Context
 from dormouse.runtimes.decoder_config import DecoderConfig
@@ -29,9 +29,6 @@ from dormouse.runtimes.torch.step import Step
 from dormouse.runtimes.torch.weights import Checkpoint, DecoderLoader
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-_WARM_UP = Plan((Chunk(tokens=(0,), start=0, pages=(0,), num_logits=1),))
-"""A decode step. What it writes into the first page is as undefined as what was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class TorchRuntime:
             layers = bind_layers(decoder, cache, load_kernels(cache, target), ops)
             runtime = cls(spec, cache, _Parts(decoder, arena, layers, ops), loader.nbytes)
             # Kernels are chosen and scratch memory is made on first use: not on the first request's time.
-            runtime.forward(_WARM_UP)
+            runtime.forward(WARM_UP)
             opened.pop_all()
         drop_mapped(files)
         return runtime
@@ -153,7 +150,7 @@ class TorchRuntime:
         parts = self._parts()
         if not plan.chunks:
             return np.empty((0, self._spec.vocab_size), dtype=np.float32)
-        _check(plan, self._spec, self._num_pages, self._cache.block_size)
+        plan.check(self._spec, self._num_pages, self._cache.block_size)
         parts.arena.reach(max(max(chunk.pages) for chunk in plan.chunks))
         arena = parts.arena.memory
         with torch.inference_mode():
@@ -227,13 +224,3 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ModelError(f"dtype {name!r} is not known; use {' or '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _check(plan: Plan, spec: ModelSpec, num_pages: int, block_size: int) -> None:
-    """Hold the engine to its side: an index out of range would read or write another sequence's memory."""
-    for chunk in plan.chunks:
-        assert chunk.tokens, chunk
-        assert 0 <= min(chunk.tokens) <= max(chunk.tokens) < spec.vocab_size, chunk.tokens
-        assert 0 <= min(chunk.pages) <= max(chunk.pages) < num_pages, chunk.pages
-        last = min(spec.context_length, len(chunk.pages) * block_size)
-        assert 0 <= chunk.start < chunk.end <= last, (chunk.start, chunk.end, last)
