@@ -63,6 +63,7 @@ class PromisesOf:
     threads_more: int
     descriptors_more: int
     others_percent: float
+    judged_minutes: float
 
 
 @dataclass(frozen=True)

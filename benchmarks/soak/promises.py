@@ -37,6 +37,7 @@ def verdicts(
     """All of them, of the document of a soak.
 
     While other processes have the cores, times are not judged, nor how much happened in the time there was.
+    Times and memory of a short run are not judged.
     """
     others = statistics.median(sample.others_percent for sample in samples) if samples else 0.0
     busy = f"other processes took {others:.0f}% of the cores" if others > bounds.others_percent else ""
@@ -47,7 +48,8 @@ def verdicts(
             _unless(verdict, busy or ("the run was cut short" if cut else ""))
             for verdict in _of_pace(soak, bounds)
         ),
-        *_of_bounds(soak, samples, most_disk, bounds),
+        *_of_memory(soak, bounds),
+        *_of_bounds(samples, most_disk),
         *_of_words(soak),
         *(_unless(verdict, "the run was cut short" if cut else "") for verdict in _of_the_end(soak)),
     ]
@@ -58,6 +60,11 @@ def _unless(verdict: Verdict, reason: str) -> Verdict:
     return (
         replace(verdict, state=NOT_JUDGED, remark=reason) if reason and verdict.state == BROKEN else verdict
     )
+
+
+def _short(soak: dict[str, Any], bounds: PromisesOf) -> str:
+    """Why times and memory of this run are not judged; empty if they are."""
+    return "" if soak["minutes"] >= bounds.judged_minutes else "the run was short"
 
 
 def _of_answers(soak: dict[str, Any]) -> Iterator[Verdict]:
@@ -76,7 +83,8 @@ def _of_pace(soak: dict[str, Any], bounds: PromisesOf) -> Iterator[Verdict]:
     p95 = soak["latency"]["reply_s"].get("p95")
     figure = f"{p95} s" if p95 is not None else "no reply"
     bound = f"p95 of whole replies under {bounds.reply_p95_s:g} s"
-    yield _verdict("a normal reply is quick", bound, figure, p95 is not None and p95 < bounds.reply_p95_s)
+    quick = _verdict("a normal reply is quick", bound, figure, p95 is not None and p95 < bounds.reply_p95_s)
+    yield _unless(quick, _short(soak, bounds))
     came, planned = len(soak["crowds"]), soak["planned_crowds"]
     yield _verdict("crowds came and went", f"{planned}", f"{came}", came == planned)
     words, twins, tokens = soak["words"], soak["twins"], soak["hits"]["tokens"]
@@ -86,9 +94,7 @@ def _of_pace(soak: dict[str, Any], bounds: PromisesOf) -> Iterator[Verdict]:
     yield _found("twins of agents that slept through a restart", twins["slept"], "sessions")
 
 
-def _of_bounds(
-    soak: dict[str, Any], samples: list[Sample], most_disk: int, bounds: PromisesOf
-) -> Iterator[Verdict]:
+def _of_memory(soak: dict[str, Any], bounds: PromisesOf) -> Iterator[Verdict]:
     for name, what in (("run", "the run"), ("longest_life", "the longest life of a server")):
         grown = soak["memory"][name]
         bound = f"under {bounds.growth_percent:g}%"
@@ -97,7 +103,8 @@ def _of_bounds(
             continue
         figure = f"{grown['percent']}% in {(grown['to_s'] - grown['from_s']) / 60:.0f} minutes"
         kept = grown["percent"] < bounds.growth_percent
-        yield _verdict(f"memory does not grow over {what}", bound, figure, kept)
+        grew = _verdict(f"memory does not grow over {what}", bound, figure, kept)
+        yield _unless(grew, _short(soak, bounds))
         if name == "longest_life":
             for noun, more in (("threads", bounds.threads_more), ("descriptors", bounds.descriptors_more)):
                 before, after = grown[noun]
@@ -105,6 +112,9 @@ def _of_bounds(
                 yield _verdict(
                     f"{noun} do not pile up", f"at most {more} more", figure, after <= before + more
                 )
+
+
+def _of_bounds(samples: list[Sample], most_disk: int) -> Iterator[Verdict]:
     quota = min((sample.disk_quota for sample in samples), default=0)
     most = max([most_disk, *(max(s.disk_walked, s.disk_ledger) for s in samples)])
     figure = f"{most / 1e6:.0f} MB at most, in {len(samples)} samples"

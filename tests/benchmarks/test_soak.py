@@ -152,6 +152,20 @@ def test_times_on_a_busy_machine_are_told_and_not_judged() -> None:
     assert (verdict.state, verdict.figure) == (NOT_JUDGED, "9.0 s")
 
 
+def test_times_and_memory_of_a_short_run_are_told_and_not_judged() -> None:
+    samples = samples_of(resident=600.0)
+    soak = soak_of(samples) | {"minutes": 3.0, "errors": ["500"]}
+    put("latency", "reply_s", "p95", value=9.0)(soak)
+    found = judge(soak, samples)
+    told = {verdict.promise for verdict in found if verdict.state == NOT_JUDGED}
+    assert told == {
+        "a normal reply is quick",
+        "memory does not grow over the run",
+        "memory does not grow over the longest life of a server",
+    }
+    assert [verdict.promise for verdict in found if verdict.state == BROKEN] == ["every request is answered"]
+
+
 def test_what_an_interrupted_run_did_not_get_to_is_not_judged() -> None:
     samples = samples_of()
     soak = soak_of(samples) | {"interrupted": True, "planned_crowds": 2, "errors": ["500"]}

@@ -1,4 +1,4 @@
-"""A context four times what the real model was trained for: the mechanics, whatever the words."""
+"""A prompt longer than what the real model was trained for: the mechanics, whatever the words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dormouse.models.folder import ModelFolder
 from dormouse.models.stack import Stack
 from dormouse.settings import Settings
 
-LENGTH, PROMPT = 32_768, 20_000
+LENGTH, PROMPT = 32_768, 10_000
 
 
 @pytest.mark.timeout(600)

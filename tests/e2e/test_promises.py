@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +45,9 @@ def evict(server: Server) -> None:
         assert client.get("/v1/agents/a").json()["state"] != "awake"
 
 
-@pytest.mark.parametrize("durable", [True, False], ids=["durable", "right after the reply"])
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("end", "durable"), [(signal.SIGTERM, False), (signal.SIGKILL, True), (signal.SIGKILL, False)]
+)
 def test_sleep_is_invisible(
     tmp_path: Path, never_slept: list[str], end: signal.Signals, durable: bool
 ) -> None:
@@ -128,52 +126,7 @@ def test_openai_sdk_works(tmp_path: Path) -> None:
         assert text == reply.choices[0].message.content
 
 
-def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with serve(tmp_path / "data", log=log) as server:
-        texts: list[str] = []
-        asking = threading.Thread(target=lambda: texts.extend(talk(server, Conversation("a"), TURNS[0])))
-        asking.start()
-        wait_for(server, lambda engine: engine["num_running"] == 1)
-        assert server.stop() == 0
-        asking.join(60)
-    assert len(texts[0]) > 20
-    assert "Traceback" not in log.read_text()
-    assert "Warning" not in log.read_text()
-
-
-def test_a_second_sigterm_cuts_short_and_saves(tmp_path: Path) -> None:
-    with serve(tmp_path, "--grace-s", "120") as server:
-        failed: list[str] = []
-
-        def ask() -> None:
-            with server.client() as client, pytest.raises(RuntimeError, match="shutting down"):
-                Conversation("a").say(client, TURNS[0], max_tokens=4000)
-            failed.append("cut")
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        wait_for(server, lambda engine: engine["generated_tokens"] > 2)
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)  # not a wait for anything: signals closer together count as one
-        assert server.process.poll() is None, "the grace period is not over"
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
-        asking.join(60)
-    assert failed
-    with serve(tmp_path) as server, server.client() as client:
-        agent = client.get("/v1/agents/a").json()
-        assert agent["tokens"] - 1 == agent["durable_tokens"] > 500
-
-
 def test_a_data_folder_has_one_server(tmp_path: Path) -> None:
     second = serve(tmp_path)
     with serve(tmp_path), pytest.raises(RuntimeError, match="process"):
         second.__enter__()
-
-
-def wait_for(server: Server, condition: Callable[[dict[str, Any]], bool]) -> None:
-    """Poll the server's counts until they say so."""
-    with server.client() as client:
-        while not condition(client.get("/health").json()["engine"]):
-            continue
