@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tests.runtimes.mlx.mlx_toys import close_to
 
 from dormouse.domain.cache_spec import CacheSpec, KVFormat
-from dormouse.runtimes.mlx.attention import attend_dense, attend_packed
+from dormouse.runtimes.mlx.attention import attend_dense, attend_packed, mask_of
 from dormouse.runtimes.mlx.codec import Codec
 
 Array = NDArray[np.float32]
@@ -45,9 +45,10 @@ def test_it_equals_numpy(
     )
     dense = Codec(cache, mx.float32, packed=False).encode(mx.array(k), mx.array(v))
     expected = oracle(q, np.array(dense.keys[0]), np.array(dense.values[0]), 0.2, window)
+    mask = mask_of(count, length, window)
     if packed:
         arrays = Codec(cache, mx.float32, packed=True).encode(mx.array(k), mx.array(v))
-        out = attend_packed(mx.array(q), arrays.keys, arrays.values, 0.2, window, cache)
+        out = attend_packed(mx.array(q), arrays.keys, arrays.values, 0.2, mask, cache)
     else:
-        out = attend_dense(mx.array(q), dense.keys[0], dense.values[0], 0.2, window)
+        out = attend_dense(mx.array(q), dense.keys[0], dense.values[0], 0.2, mask)
     close_to(np.array(out), expected, 1e-5)

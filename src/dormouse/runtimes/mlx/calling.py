@@ -13,9 +13,10 @@ from dormouse.domain.plan import Chunk
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.mlx.codec import Codec
 from dormouse.runtimes.mlx.head import halves
-from dormouse.runtimes.mlx.layer_cache import Call, Row
+from dormouse.runtimes.mlx.layer_cache import Call
 from dormouse.runtimes.mlx.model import Loaded
 from dormouse.runtimes.mlx.pages import Parts
+from dormouse.runtimes.mlx.rows import Row, arrange
 from dormouse.runtimes.mlx.view import View
 
 _LONG = 16
@@ -73,7 +74,8 @@ class Caller:
                 calls.append([index])
                 padding = 0
             length = longer
-        return calls
+        # Rows of like length stand beside each other.
+        return [sorted(call, key=lambda index: chunks[index].end) for call in calls]
 
     def run(self, chunks: Sequence[Chunk], views: Sequence[View]) -> Outcome:
         """Compute chunks behind what their views hold, and write them into the views.
@@ -83,7 +85,8 @@ class Caller:
         rows = [Row(view, chunk.start, len(chunk.tokens)) for view, chunk in zip(views, chunks, strict=True)]
         length = max(row.count for row in rows)
         tokens = mx.array([[*chunk.tokens, *[0] * (length - len(chunk.tokens))] for chunk in chunks])
-        call = Call(rows, self._cache, self._codec, self._way.routed)
+        groups = arrange(rows, self._codec.token_nbytes, self._way.routed)
+        call = Call(rows, groups, self._cache, self._codec, self._way.routed)
         wanted = [
             number * length + row
             for number, chunk in enumerate(chunks)
@@ -91,7 +94,7 @@ class Caller:
         ]
         logits = self._logits(tokens, call, wanted)
         stored = tuple(mx.stack(list(parts)) for parts in zip(*call.stored, strict=True))
-        held = [array for view in views for array in view.arrays()]
+        held = [array for lanes in {view.lane.lanes for view in views} for array in lanes.arrays()]
         mx.eval(*([] if logits is None else [logits]), *stored, *held)
         given = np.empty((0, self._vocab_size), np.float32) if logits is None else np.array(logits)
         return Outcome(given, self._codec.to_pages(stored), call.attended)

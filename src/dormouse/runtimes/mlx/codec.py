@@ -49,6 +49,12 @@ class Codec:
         """Whether keys and values are data, scales and biases."""
         return self._packed
 
+    @property
+    def token_nbytes(self) -> int:
+        """About how many bytes attention reads for a token of one layer."""
+        width = self._cache.num_kv_heads * (self._cache.k_head_dim + self._cache.v_head_dim)
+        return width * (1 if self._packed else self._dtype.size)
+
     def encode(self, keys: mx.array, values: mx.array) -> Encoded:
         """Round `[rows, kv_heads, tokens, head_dim]` of any float dtype."""
         heads = self._cache.num_kv_heads

@@ -7,30 +7,17 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from dormouse.domain.cache_spec import CacheSpec
-from dormouse.runtimes.mlx.attention import attend_dense, attend_packed, causal_mask, mask_of
+from dormouse.runtimes.mlx.attention import Attention, causal_mask, mask_of
 from dormouse.runtimes.mlx.codec import Codec
-from dormouse.runtimes.mlx.view import View
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A sequence's part of a call: `count` tokens behind the first `start` ones."""
-
-    view: View
-    start: int
-    count: int
-
-    @property
-    def end(self) -> int:
-        """Position after its last token."""
-        return self.start + self.count
+from dormouse.runtimes.mlx.rows import Alone, Row, Together
 
 
 @dataclass(slots=True)
 class Call:
-    """One call of the model: its rows, and what its layers have stored so far."""
+    """One call of the model: its rows, in groups, and what its layers have stored so far."""
 
     rows: list[Row]
+    groups: list[Alone | Together]
     cache: CacheSpec
     codec: Codec
     routed: bool
@@ -80,16 +67,19 @@ class LayerCache:
         call = self._call
         new = call.codec.encode(keys, values)
         call.stored.append(new.stored)
-        for index, row in enumerate(call.rows):
-            part = (slice(index, index + 1), slice(None), slice(row.count))
-            own_keys = tuple(array[part] for array in new.keys)
-            own_values = tuple(array[part] for array in new.values)
-            row.view.write(self._layer, row.start, own_keys, own_values)
+        # Computing goes on while Python describes the layers that follow.
+        mx.async_eval(new.stored)  # type: ignore[no-untyped-call]
+        done = 0
+        for group in call.groups:
+            part = slice(done, done + len(group))
+            own = [tuple(array[part] for array in half) for half in (new.keys, new.values)]
+            group.write(self._layer, own[0], own[1])
+            done += len(group)
         self.offset = self.offset + keys.shape[2]
         if call.routed:
             return keys, values
         (row,) = call.rows
-        (all_keys,), (all_values,) = row.view.read(self._layer, 0, row.end)
+        (all_keys,), (all_values,) = row.view.lane.read(self._layer, 0, row.end)
         return all_keys, all_values
 
     def make_mask(
@@ -118,26 +108,16 @@ class LayerCache:
         """
         if not isinstance(mask, CausalMask):
             raise TypeError(f"the model attends with a mask of its own, {type(mask).__name__}")
-        self._call.attended += 1
+        call = self._call
+        call.attended += 1
         window = _narrower(self._window, mask.window)
-        outs = [self._attend(index, queries, scale, window, sinks) for index in range(len(self._call.rows))]
+        attention = Attention(call.cache, call.codec.packed, scale, sinks)
+        outs, done = [], 0
+        for group in call.groups:
+            own = queries[done : done + len(group)]
+            outs.append(group.attend(self._layer, own, window, attention))
+            done += len(group)
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
-
-    def _attend(
-        self, index: int, queries: mx.array, scale: float, window: int | None, sinks: mx.array | None
-    ) -> mx.array:
-        row, cache = self._call.rows[index], self._call.cache
-        own = queries[index : index + 1, :, : row.count]
-        first = 0 if window is None else max(0, row.start - window + 1)
-        keys, values = row.view.read(self._layer, first, row.end)
-        if self._call.codec.packed:
-            if sinks is not None:
-                raise TypeError("attention sinks over quantized arrays")
-            out = attend_packed(own, keys, values, scale, window, cache)
-        else:
-            out = attend_dense(own, keys[0], values[0], scale, window, sinks)
-        missing = queries.shape[2] - row.count
-        return mx.pad(out, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else out
 
 
 def _narrower(window: int | None, other: int | None) -> int | None:

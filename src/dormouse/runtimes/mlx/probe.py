@@ -111,7 +111,7 @@ def _our_logits(loaded: Loaded, way: Way, shape: Shape) -> tuple[Logits, int]:
     caller = Caller(loaded, way, cache, Codec(cache, loaded.dtype, packed=False), shape.vocab_size)
     heads = [Chunk(text[:-1], 0, (0,), 0) for text in _TEXTS]
     lasts = [Chunk(text[-1:], len(text) - 1, (0,), 1) for text in _TEXTS]
-    views = [View(cache.num_layers) for _ in _TEXTS]
+    views = [View() for _ in _TEXTS]
     rows: dict[int, Logits] = {}
     attended = 0
     for chunks in (heads, lasts):

@@ -32,8 +32,8 @@ class Views:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all views."""
-        return sum(view.nbytes for view in self._by_page.values())
+        """Bytes of all lanes that views are in."""
+        return sum(lanes.nbytes for lanes in {view.lane.lanes for view in self._by_page.values()})
 
     def __len__(self) -> int:
         return len(self._by_page)
@@ -65,10 +65,8 @@ class Views:
 
         The bytes of those that stay.
         """
-        nbytes = self.nbytes
-        while nbytes > self._budget_nbytes and len(self._by_page) > num_used:
-            _, view = self._by_page.popitem(last=False)
-            nbytes -= view.nbytes
+        while (nbytes := self.nbytes) > self._budget_nbytes and len(self._by_page) > num_used:
+            self._by_page.popitem(last=False)
         return nbytes
 
     def clear(self) -> None:
