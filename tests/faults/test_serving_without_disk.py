@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.faults.conftest import Serve
@@ -51,6 +53,16 @@ def until_read(site: Site, name: str) -> None:
         return wake(site, name)[1] > 0
 
     site.until(is_read)
+
+
+def until_saved(site: Site, name: str, said: str) -> None:
+    """A turn saves what is not on disk, but for what still waits to be written: that may yet fail."""
+
+    def is_saved() -> bool:
+        assert text_of(site.chat(PROMPT.format(name), agent=name)) == said
+        return site.store.flush()
+
+    site.until(is_saved)
 
 
 class HungDisk:
@@ -217,13 +229,7 @@ def test_serving_goes_on_without_the_disk_and_saving_resumes(
     assert wake(site, "bob")[0] == before["bob"], "what was saved is read"
     assert text_of(site.chat(PROMPT.format("ada"), agent="ada")) == said
     ops.errors.clear()
-
-    def is_saved() -> bool:
-        # A turn saves what is not on disk, but for what still waits to be written: that may yet fail.
-        assert text_of(site.chat(PROMPT.format("ada"), agent="ada")) == said
-        return site.store.flush()
-
-    site.until(is_saved)
+    until_saved(site, "ada", said)
     assert (site.status(), site.reasons()) == ("ok", set())
     assert site.logged(logging.INFO, "can be written again")
     agent = site.http.get("/v1/agents/ada").json()
@@ -242,8 +248,7 @@ def test_a_data_folder_that_goes_away_and_comes_back(serve: Serve) -> None:
     assert "disk_gone" in site.reasons()
     assert wake(site, "bob")[0] == before["bob"], "computed again"
     elsewhere.rename(site.folder)
-    assert text_of(site.chat(PROMPT.format("ada"), agent="ada")) == said
-    site.until(lambda: site.store.flush())
+    until_saved(site, "ada", said)
     assert (site.status(), site.reasons()) == ("ok", set())
     assert site.store.verify().is_clean
 
@@ -262,6 +267,29 @@ def test_another_folder_in_the_place_of_the_data_folder(serve: Serve) -> None:
         left.rmdir() if left.is_dir() else left.unlink()
     site.folder.rmdir()
     elsewhere.rename(site.folder)
+
+
+def test_a_disk_that_does_not_answer_is_told_and_holds_up_nobody(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = serve()
+    gate = Gate()
+    usage = shutil.disk_usage
+
+    def hanging(path: Path) -> object:
+        gate.wait()
+        return usage(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", hanging)
+        assert (site.status(), site.reasons()) == ("degraded", {"disk_stalled"})
+        assert site.http.get("/health/live").status_code == 200
+        assert text_of(site.chat(PROMPT.format("ada"), agent="ada"))
+        watches = [thread for thread in threading.enumerate() if thread.name == "disk-watch"]
+        assert len(watches) == 1, "however often it is asked"
+        gate.open()
+    watches[0].join(20)
+    site.until_well()
 
 
 def test_a_block_file_that_cannot_be_opened_is_no_damaged_one(

@@ -131,18 +131,20 @@ def _told(found: Diagnosis, caller: Caller) -> list[dict[str, str]]:
 
 def _look_at_disk(store: BlockStore, found: Diagnosis) -> None:
     try:
-        free = store.free_nbytes()
+        disk = store.look_at_disk()
     except OSError as error:
         found.add("disk_gone", f"the data folder cannot be looked at ({error}); bring it back")
         return
-    if not store.is_in_place:
+    if disk is None:
+        found.add("disk_stalled", "the disk of the data folder does not answer; check it, or the network")
+    elif not disk.is_in_place:
         found.add(
             "disk_gone", "the data folder is not the one that was opened; bring that one back, or restart"
         )
     if (write_s := store.write_s) > _WRITE_STALLED_S:
         found.add("write_stalled", f"a write to the data folder has taken {write_s:.0f} s; check the disk")
-    if free < _DISK_FLOOR_NBYTES:
-        found.add("disk_low", f"{free} bytes are free on the disk of the data folder; free some")
+    if disk is not None and disk.free_nbytes < _DISK_FLOOR_NBYTES:
+        found.add("disk_low", f"{disk.free_nbytes} bytes are free on the disk of the data folder; free some")
 
 
 def _look_at_descriptors(found: Diagnosis) -> None:

@@ -27,6 +27,7 @@ from dormouse.store.agent_admin import ADMIN_TIMEOUT_S, AgentAdmin
 from dormouse.store.agent_book import AgentBook
 from dormouse.store.audit import VerifyReport, verify
 from dormouse.store.clock import SteadyClock
+from dormouse.store.disk_watch import Disk, DiskWatch
 from dormouse.store.encryption import require_owner
 from dormouse.store.file_ops import FileOps
 from dormouse.store.files import BlockFormat
@@ -87,6 +88,7 @@ class BlockStore:
         )
         self._readers = ReaderPool(self._reader, options.num_readers)
         self._read_ahead = ReadAhead(parts.layout, parts.view)
+        self._disk = DiskWatch(self._see_disk)
         self._identities: dict[Namespace, Identity] = {}
         self.notebook = Notebook(parts, self._run, self._writer.wake, clock)
         book = AgentBook(parts.keeper, parts.index, parts.view, parts.notes, self.notebook.read, clock)
@@ -343,14 +345,9 @@ class BlockStore:
             notes=self._parts.findings,
         )
 
-    def free_nbytes(self) -> int:
-        """Free bytes on the disk of the data folder."""
-        return shutil.disk_usage(self._parts.layout.root).free
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether the data folder still is the one that was opened; else what is written has no name."""
-        return self._parts.catalog.is_in_place
+    def look_at_disk(self) -> Disk | None:
+        """What the disk is like; None when it does not answer, after a tenth of a second. Raises OSError."""
+        return self._disk.look()
 
     @property
     def write_s(self) -> float:
@@ -403,6 +400,10 @@ class BlockStore:
             return self._writer.run(action, timeout_s)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"could not be written: {error}") from error
+
+    def _see_disk(self) -> Disk:
+        free = shutil.disk_usage(self._parts.layout.root).free
+        return Disk(free, self._parts.catalog.is_in_place)
 
     def _is_saved(self) -> bool:
         return not self._parts.keeper.has_leftovers and not self._parts.health.reasons
