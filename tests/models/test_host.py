@@ -69,7 +69,7 @@ async def ask(
     """A request as a dialect makes it, in a task of its own: the model that answered, and the end."""
 
     async def one() -> tuple[str, Finished]:
-        served = await host.serve(name)
+        served = await host.serve(name, "t")
         call = submit(served.engine, agent, max_tokens)
         return served.name, await asyncio.to_thread(call.finished)
 
@@ -86,7 +86,7 @@ def held(host: ModelHost, name: str) -> tuple[asyncio.Task[None], asyncio.Event]
     done = asyncio.Event()
 
     async def hold() -> None:
-        await host.serve(name)
+        await host.serve(name, "t")
         await done.wait()
 
     return asyncio.create_task(hold()), done
@@ -119,11 +119,11 @@ def test_aliases_mean_what_is_served(loader: FakeLoader) -> None:
     async def test() -> None:
         async with hosting(loader, aliases=Aliases.parse("claude-*, GPT-*,b")) as host:
             for name in ("a", "claude-opus-4-1", "gpt-5.2", "Claude-Haiku"):
-                assert (await host.serve(name)).name == host.model_of(name) == "a"
+                assert (await host.serve(name, "t")).name == host.model_of(name) == "a"
             with pytest.raises(ModelNotFound, match="this server has 'a'"):
-                await host.serve("gemini")
+                await host.serve("gemini", "t")
             with pytest.raises(ModelNotFound, match="models swap b"):
-                await host.serve("b")  # a model of this machine is itself, whatever the patterns say
+                await host.serve("b", "t")  # a model of this machine is itself, whatever the patterns say
 
     in_loop(test)
 
@@ -132,7 +132,7 @@ def test_without_aliases_a_name_is_a_name(loader: FakeLoader) -> None:
     async def test() -> None:
         async with hosting(loader, aliases=Aliases.parse("")) as host:
             with pytest.raises(ModelNotFound):
-                await host.serve("claude-opus-4-1")
+                await host.serve("claude-opus-4-1", "t")
 
     in_loop(test)
 
@@ -148,7 +148,7 @@ def test_requests_wait_for_the_first_model(loader: FakeLoader) -> None:
         await asyncio.to_thread(loader.loading.acquire)
         with pytest.raises(Unavailable):
             _ = host.served
-        waiting = asyncio.create_task(host.serve("a"))
+        waiting = asyncio.create_task(host.serve("a", "t"))
         await until(lambda: bool(host.describe()["waiting"]))
         assert not host.is_serving
         loader.gate.set()
@@ -167,7 +167,7 @@ def test_a_first_model_that_does_not_load_is_an_error(loader: FakeLoader) -> Non
         with pytest.raises(MemoryError):
             await host.start("a")
         with pytest.raises(Unavailable, match="no room for a"):
-            await host.serve("a")
+            await host.serve("a", "t")
         await asyncio.to_thread(host.stop, 0.0)
 
     in_loop(test)
@@ -188,7 +188,7 @@ def test_an_agent_sleeps_over_a_swap_and_continues(store: BlockStore, free: int)
             assert (change.beside, change.num_cut) == (free == BOTH_FIT, 0)
             assert (await ask(host, "b", agent="ada"))[0] == "b"
             with pytest.raises(ModelNotFound):
-                await host.serve("a")
+                await host.serve("a", "t")
             await host.swap("a", 5.0)
             _, end = await ask(host, "a", agent="ada", max_tokens=9)
             # All but the last token, whose logits are wanted.
@@ -253,12 +253,15 @@ def test_who_waits_too_long_is_told_when_to_come_back(store: BlockStore) -> None
             loader.gate.clear()
             swap = asyncio.create_task(host.swap("b", WAIT_S))
             await until(lambda: phase(host) == "loading")
-            first, second = asyncio.create_task(host.serve("b")), asyncio.create_task(host.serve("b"))
+            asked = [asyncio.create_task(host.serve("b", tenant)) for tenant in ("t", "t", "another")]
+            first, second, other = asked
             with pytest.raises(QueueFull):
                 await second
             with pytest.raises(Unavailable) as refused:
                 await first
             assert refused.value.retry_after_s >= 1
+            with pytest.raises(Unavailable):
+                await other  # another tenant had a place
             loader.gate.set()
             await swap
 
@@ -373,7 +376,7 @@ def test_when_nothing_loads_it_says_so_and_a_swap_helps(store: BlockStore) -> No
             assert not host.is_serving
             assert host.swap_counts.by_outcome()[SwapOutcome.FAILED] == 1
             with pytest.raises(Unavailable, match="no model is served"):
-                await host.serve("a")
+                await host.serve("a", "t")
             loader.failing = set()
             await host.swap("a", 5.0)
             assert (await ask(host, "a"))[0] == "a"
@@ -449,7 +452,7 @@ def test_the_end_of_the_server_ends_a_swap(store: BlockStore, free: int) -> None
             loader.gate.clear()
             swap = asyncio.create_task(host.swap("b", 5.0))
             await until(lambda: phase(host) == "loading")
-            waiting = asyncio.create_task(host.serve("b"))
+            waiting = asyncio.create_task(host.serve("b", "t"))
             await asyncio.sleep(0)
             stop = asyncio.create_task(asyncio.to_thread(host.stop, 0.0))
             await until(lambda: host.is_closing)

@@ -108,7 +108,7 @@ class _Turn:
         self._turn = await self._held.enter_async_context(turns.take(self._tenant, self._name))
         self._before = await asyncio.to_thread(self._transcripts.read, self._tenant, self._name)
         model = self._body.model or self._before.model or self._services.host.served.name
-        self._served = await self._services.host.serve(model)
+        self._served = await self._services.host.serve(model, self._tenant)
         body = self._before.apply(self._body, self._served.name)
         self._rendering = ChatRendering(self._served, body)
         sampling = body.samplings(

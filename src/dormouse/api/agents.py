@@ -99,7 +99,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("", status_code=201)
     async def create_agent(body: AgentBody, caller: CallerParam) -> dict[str, Any]:
         """An agent that has said nothing yet."""
-        served = host.served if body.model is None else await host.serve(body.model)
+        served = host.served if body.model is None else await host.serve(body.model, caller.tenant)
         served_format = served.engine.runtime.cache.format
         if body.kv_format not in (None, served_format):
             raise InvalidRequest(

@@ -36,7 +36,7 @@ def router(services: Services) -> APIRouter:
         """Continue a conversation."""
         conversation = body.conversation()
         # What can only be refused is refused before a model is swapped in for it.
-        served = await services.host.serve(body.model)
+        served = await services.host.serve(body.model, caller.tenant)
         message_id = anthropic_stream.new_message_id()
         ask = Ask(
             message_id,
@@ -67,7 +67,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("/count_tokens")
     async def count_tokens(body: PromptBody, caller: CallerParam) -> dict[str, int]:
         """The exact length of the prompt, template and tools included."""
-        served = await services.host.serve(body.model)
+        served = await services.host.serve(body.model, caller.tenant)
         prompter = prompter_of(services, served, caller.tenant)
         prompt = await services.prompts.run(caller.tenant, prompter.prepare, body.conversation())
         return {"input_tokens": len(prompt.tokens)}

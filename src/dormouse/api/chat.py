@@ -33,7 +33,7 @@ def router(services: Services) -> APIRouter:
         """Continue a conversation."""
         conversation = body.conversation()
         # What can only be refused is refused before a model is swapped in for it.
-        served = await services.host.serve(body.model)
+        served = await services.host.serve(body.model, caller.tenant)
         top = (body.top_logprobs or 0) if body.logprobs else None
         samplings = body.samplings(top_logprobs=top, vocab_size=served.vocab_size)
         identity = identify(http.headers, body.hints(has_tools=bool(conversation.tools)))

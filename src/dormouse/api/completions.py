@@ -40,7 +40,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("/completions")
     async def completions(body: CompletionBody, http: HttpRequest, caller: CallerParam) -> Response:
         """Continue a text."""
-        served = await services.host.serve(body.model)
+        served = await services.host.serve(body.model, caller.tenant)
         prompts = await services.prompts.run(caller.tenant, _encode, served, body.prompts())
         identity = identify(http.headers, body.hints())
         rendering = _Rendering(served, body, len(prompts))

@@ -43,7 +43,7 @@ def router(services: Services) -> APIRouter:
         toolbox = body.toolbox()
         conversation = body.conversation_after(past, toolbox)
         # What can only be refused is refused before a model is swapped in for it.
-        served = await services.host.serve(body.model)
+        served = await services.host.serve(body.model, caller.tenant)
         stream = ResponseStream(body, toolbox)
         ask = Ask(
             stream.id,
@@ -65,7 +65,7 @@ def router(services: Services) -> APIRouter:
     @routes.post("/input_tokens")
     async def input_tokens(body: ResponsesBody, caller: CallerParam) -> dict[str, Any]:
         """The exact length of a prompt."""
-        served = await services.host.serve(body.model)
+        served = await services.host.serve(body.model, caller.tenant)
         past = await asyncio.to_thread(stored.past, caller.tenant, body.previous_response_id)
         conversation = body.conversation_after(past, body.toolbox())
         prompter = prompter_of(services, served, caller.tenant)

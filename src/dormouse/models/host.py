@@ -43,7 +43,7 @@ class HostOptions:
     """Names that mean whatever is served; whether requests swap models; times in seconds.
 
     With `auto_swap` a model is served for `stay_s` at least. A request waits `wait_s` for a model at most,
-    and at most `max_waiting` requests wait.
+    and at most `max_waiting` requests of a tenant wait (`Places`).
     """
 
     aliases: Aliases = field(default_factory=Aliases)
@@ -120,11 +120,12 @@ class ModelHost:
         """How the swaps so far have ended."""
         return self._changes.counts
 
-    async def serve(self, name: str) -> ServedModel:
+    async def serve(self, name: str, tenant: str) -> ServedModel:
         """The model that answers a request for `name`, held until the calling task ends.
 
-        While models are swapped, requests wait. Raises ModelNotFound for a name that nothing here answers to,
-        Unavailable when it took too long, QueueFull, ShuttingDown.
+        While models are swapped, requests wait, those of one tenant in his share of the room. Raises
+        ModelNotFound for a name that nothing here answers to, Unavailable when it took too long, QueueFull,
+        ShuttingDown.
         """
         loop = self._loop = asyncio.get_running_loop()
         arrived = loop.time()
@@ -139,7 +140,7 @@ class ModelHost:
                 raise self._nothing_served()
             if self.options.auto_swap and (self._turns is None or self._turns.done()):
                 self._turns = loop.create_task(self._take_turns())
-            if not await self._waiting.wait(target, arrived, until):
+            if not await self._waiting.wait(target, tenant, arrived, until):
                 raise Unavailable(
                     f"'{name}' was not served within {self.options.wait_s:g} s; retry later",
                     retry_after_s=max(1, round(self.options.stay_s)) if self.options.auto_swap else _RETRY_S,

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dormouse.domain.errors import DormouseError, QueueFull
+from dormouse.domain.places import Places
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +21,7 @@ class WaitingRoom:
     """Of the event loop. Times are the loop's own, in seconds; target None is whatever is served."""
 
     def __init__(self, max_waiting: int) -> None:
-        self._max_waiting = max_waiting
+        self._places = Places(max_waiting)
         self._waiters: list[_Waiter] = []
 
     @property
@@ -33,10 +34,13 @@ class WaitingRoom:
         wanted = [w for w in self._waiters if w.target is not None and w.target != besides]
         return min(wanted, key=lambda waiter: waiter.arrived).target if wanted else None
 
-    async def wait(self, target: str | None, arrived: float, until: float) -> bool:
-        """Wait to be woken; False when it got too late. Raises QueueFull, and the error of `refuse`."""
-        if len(self._waiters) >= self._max_waiting:
-            raise QueueFull(f"{len(self._waiters)} requests wait for a model already; retry later")
+    async def wait(self, target: str | None, tenant: str, arrived: float, until: float) -> bool:
+        """Wait to be woken; False when it got too late.
+
+        Raises QueueFull when there is no place for this tenant, and the error of `refuse`.
+        """
+        if not self._places.take(tenant):
+            raise QueueFull(f"{len(self._places)} requests wait for a model already; retry later")
         loop = asyncio.get_running_loop()
         waiter = _Waiter(target, arrived, loop.create_future())
         self._waiters.append(waiter)
@@ -46,6 +50,7 @@ class WaitingRoom:
             return False
         finally:
             self._waiters.remove(waiter)
+            self._places.give_back(tenant)
         return True
 
     def wake(self) -> None:
