@@ -121,7 +121,9 @@ def _missed(tables: Tables) -> Iterator[str]:
         for name in page.ours_of(tables):
             reached = figure.render(tables, name)
             if "missed" in reached:
-                yield f"- {figure.what}: {figure.render_aim()} was aimed at; {reached.partition(',')[0]}"
+                who = f" ({name})" if len(figure.held) > 1 else ""
+                aim = f"{figure.render_aim()} was aimed at"
+                yield f"- {figure.what}{who}: {aim}; {reached.partition(',')[0]}"
 
 
 def _soak() -> Iterator[str]:
