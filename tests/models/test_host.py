@@ -268,6 +268,27 @@ def test_who_waits_too_long_is_told_when_to_come_back(store: BlockStore) -> None
     in_loop(test)
 
 
+def test_who_waits_keeps_his_place_when_he_is_woken_for_nothing(store: BlockStore) -> None:
+    """The room is full of one tenant when another comes; everybody looks again, and nobody is sent away."""
+    loader = FakeLoader(store, free=ONE_FITS)
+
+    async def test() -> None:
+        async with hosting(loader, max_waiting=4) as host:
+            loader.gate.clear()
+            swap = asyncio.create_task(host.swap("b", WAIT_S))
+            await until(lambda: phase(host) == "loading")
+            waiting = [asyncio.create_task(host.serve("b", tenant)) for tenant in "ttttuu"]
+            await until(lambda: host.describe()["waiting"] == {"b": 6})
+            for _ in range(10):
+                host._waiting.wake()
+                await asyncio.sleep(0)
+            loader.gate.set()
+            await swap
+            assert [(await task).name for task in waiting] == ["b"] * 6
+
+    in_loop(test)
+
+
 class NamedGate(GatedRuntime, NamedRuntime):
     def __init__(self, name: str, num_pages: int) -> None:
         NamedRuntime.__init__(self, name, num_pages)

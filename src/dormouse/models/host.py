@@ -130,21 +130,15 @@ class ModelHost:
         loop = self._loop = asyncio.get_running_loop()
         arrived = loop.time()
         until = arrived + self.options.wait_s
-        while True:
-            if self._is_closing:
-                raise ShuttingDown("the server is shutting down; retry when it is back")
-            target = self._target(name)
-            if self._is_open and self._served is not None and target in (None, self._served.name):
-                return self._hold(self._served)
-            if not self._changes.is_running and not self.options.auto_swap:
-                raise self._nothing_served()
-            if self.options.auto_swap and (self._turns is None or self._turns.done()):
-                self._turns = loop.create_task(self._take_turns())
-            if not await self._waiting.wait(target, tenant, arrived, until):
-                raise Unavailable(
-                    f"'{name}' was not served within {self.options.wait_s:g} s; retry later",
-                    retry_after_s=max(1, round(self.options.stay_s)) if self.options.auto_swap else _RETRY_S,
-                )
+        if (served := self._answering(name)) is not None:
+            return served
+        with self._waiting.place(tenant):
+            while (served := self._answering(name)) is None:
+                if self.options.auto_swap and (self._turns is None or self._turns.done()):
+                    self._turns = loop.create_task(self._take_turns())
+                if not await self._waiting.wait(self._target(name), arrived, until):
+                    raise self._not_served_yet(name)
+            return served
 
     def model_of(self, name: str) -> str:
         """The model that a request for `name` means at the moment. Raises ModelNotFound, and Unavailable
@@ -277,6 +271,26 @@ class ModelHost:
 
     def _knows(self, name: str) -> bool:
         return self._loader is not None and self._loader.knows(name)
+
+    def _answering(self, name: str) -> ServedModel | None:
+        """The model that answers a request for `name`, held; None while there is hope of one.
+
+        Raises ShuttingDown, ModelNotFound, and Unavailable when nothing is on its way.
+        """
+        if self._is_closing:
+            raise ShuttingDown("the server is shutting down; retry when it is back")
+        target = self._target(name)
+        if self._is_open and self._served is not None and target in (None, self._served.name):
+            return self._hold(self._served)
+        if not self._changes.is_running and not self.options.auto_swap:
+            raise self._nothing_served()
+        return None
+
+    def _not_served_yet(self, name: str) -> DormouseError:
+        return Unavailable(
+            f"'{name}' was not served within {self.options.wait_s:g} s; retry later",
+            retry_after_s=max(1, round(self.options.stay_s)) if self.options.auto_swap else _RETRY_S,
+        )
 
     def _hold(self, served: ServedModel) -> ServedModel:
         task = asyncio.current_task()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dormouse.domain.errors import DormouseError, QueueFull
@@ -34,13 +36,18 @@ class WaitingRoom:
         wanted = [w for w in self._waiters if w.target is not None and w.target != besides]
         return min(wanted, key=lambda waiter: waiter.arrived).target if wanted else None
 
-    async def wait(self, target: str | None, tenant: str, arrived: float, until: float) -> bool:
-        """Wait to be woken; False when it got too late.
-
-        Raises QueueFull when there is no place for this tenant, and the error of `refuse`.
-        """
+    @contextmanager
+    def place(self, tenant: str) -> Iterator[None]:
+        """A place for one that waits, however often he is woken. Raises QueueFull if he gets none."""
         if not self._places.take(tenant):
             raise QueueFull(f"{len(self._places)} requests wait for a model already; retry later")
+        try:
+            yield
+        finally:
+            self._places.give_back(tenant)
+
+    async def wait(self, target: str | None, arrived: float, until: float) -> bool:
+        """Wait to be woken; False when it got too late. Raises the error of `refuse`."""
         loop = asyncio.get_running_loop()
         waiter = _Waiter(target, arrived, loop.create_future())
         self._waiters.append(waiter)
@@ -50,7 +57,6 @@ class WaitingRoom:
             return False
         finally:
             self._waiters.remove(waiter)
-            self._places.give_back(tenant)
         return True
 
     def wake(self) -> None:

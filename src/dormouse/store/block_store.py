@@ -346,7 +346,10 @@ class BlockStore:
         )
 
     def look_at_disk(self) -> Disk | None:
-        """What the disk is like; None when it does not answer, after a tenth of a second. Raises OSError."""
+        """What the disk is like; None when it has not answered for seconds. Waits for moments only.
+
+        Raises OSError when the data folder cannot be looked at.
+        """
         return self._disk.look()
 
     @property

@@ -14,7 +14,7 @@ from tests.runtimes.torch.toys import save_toy, toy_tokens
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.plan import Plan
 from dormouse.runtimes.base import Logits
-from dormouse.runtimes.mlx import rows
+from dormouse.runtimes.mlx import lanes, rows
 from dormouse.runtimes.mlx.lanes import Lane, Lanes, side_by_side
 from dormouse.runtimes.mlx.runtime import MlxRuntime
 from dormouse.runtimes.mlx.view import View
@@ -25,12 +25,18 @@ TEXTS = tuple(toy_tokens(60, seed=n) for n in range(4))
 
 @pytest.fixture(params=["llama", "gemma3"])
 def runtimes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[MlxRuntime, MlxRuntime]]:
-    """One for batches, and one in which each sequence is computed by itself."""
+    """Two that are alike."""
     save_toy(request.param, tmp_path)
     both = tuple(load_mlx(tmp_path, KVFormat.K8V4, num_pages=400) for _ in range(2))
     yield both[0], both[1]
     for runtime in both:
         runtime.close()
+
+
+@pytest.fixture(params=[8, 256])
+def growing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes that grow all the time, and ones that never do here."""
+    monkeypatch.setattr(lanes, "_STEP", request.param)
 
 
 @pytest.fixture
@@ -53,6 +59,7 @@ def step(runtime: MlxRuntime, spans: dict[int, tuple[int, int]]) -> Logits:
     return runtime.forward(Plan(tuple(plan)))
 
 
+@pytest.mark.usefixtures("growing")
 def test_a_batch_that_changes_says_what_each_says_alone(runtimes: tuple[MlxRuntime, MlxRuntime]) -> None:
     together, alone = runtimes
     for spans in (
@@ -71,22 +78,26 @@ def test_a_batch_that_changes_says_what_each_says_alone(runtimes: tuple[MlxRunti
         close_to(got, np.concatenate(expected), 2e-3)
 
 
+def home_of(runtime: MlxRuntime, n: int) -> Lanes:
+    """The lanes that a text's view was last in."""
+    views = runtime._parts().views._by_page
+    return next(view.lane.lanes for page, view in reversed(views.items()) if page in TABLES[n])
+
+
+@pytest.mark.usefixtures("growing")
 def test_the_same_step_gives_the_same_bits_wherever_its_lanes_are(
     runtimes: tuple[MlxRuntime, MlxRuntime],
 ) -> None:
-    """One runtime has had other batches before, so that its lanes have other neighbours, gaps and room."""
+    """In one of them the sequences have been in a batch with another one, which has gone, and were longer."""
     fresh, used = runtimes
-    for n in range(4):
-        step(used, {n: (0, 50)})
-    step(used, dict.fromkeys(range(4), (50, 51)))
     for runtime in runtimes:
-        for n in (1, 3):
-            runtime.page_loaded(TABLES[n][0])
+        for n in range(4):
             step(runtime, {n: (0, 20 + n)})
-        for n in (0, 2):
-            step(runtime, {n: (0, 20 + n)})
+    for ahead in range(9):
+        step(used, {n: (20 + n + ahead, 21 + n + ahead) for n in (2, 0, 3, 1)})
     spans = {3: (23, 24), 0: (20, 21), 1: (21, 22)}
     np.testing.assert_array_equal(step(used, spans), step(fresh, spans))
+    assert (len(home_of(used, 0)), len(home_of(fresh, 0))) == (4, 3)
 
 
 def test_who_takes_the_place_of_another_is_the_only_one_copied(
@@ -97,11 +108,32 @@ def test_who_takes_the_place_of_another_is_the_only_one_copied(
         step(runtime, {n: (0, 20 + n)})
     step(runtime, {0: (20, 21), 1: (21, 22), 2: (22, 23)})
     assert sorted(adopted) == [20, 21, 22]
-    step(runtime, {0: (21, 22), 1: (22, 23), 2: (23, 24)})
-    runtime.page_loaded(TABLES[1][0])  # its view stands no more
-    step(runtime, {1: (0, 20)})
+    step(runtime, {0: (21, 22), 2: (23, 24)})
     step(runtime, {0: (22, 23), 2: (24, 25), 3: (23, 24)})
     assert adopted[3:] == [23]
+    step(runtime, {0: (23, 24), 2: (25, 29), 3: (24, 28)})
+    step(runtime, {0: (24, 25), 2: (26, 27)})
+    assert adopted[4:] == [], "who is among them already stays"
+
+
+def test_a_sequence_that_goes_on_alone_makes_no_other_lane_longer(
+    runtimes: tuple[MlxRuntime, MlxRuntime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "_STEP", 8)
+    runtime, _ = runtimes
+    for n in range(4):
+        step(runtime, {n: (0, 8)})
+    step(runtime, dict.fromkeys(range(4), (8, 9)))
+    together = home_of(runtime, 0).nbytes
+    step(runtime, {0: (9, 60)})
+    assert len(home_of(runtime, 0)) == 1
+    assert home_of(runtime, 0).nbytes == 64 // 16 * together // 4
+    for n in range(4):
+        step(runtime, {n: (0, 15)})
+    step(runtime, dict.fromkeys(range(4), (15, 16)))
+    step(runtime, dict.fromkeys((0, 1), (16, 17)))
+    step(runtime, dict.fromkeys((0, 1), (17, 24)))
+    assert len(home_of(runtime, 0)) == 2, "two go where they may grow"
 
 
 def test_what_another_left_behind_is_cleared() -> None:
@@ -114,7 +146,7 @@ def test_what_another_left_behind_is_cleared() -> None:
     other = Lanes(1).take()
     other.write(0, 0, (mx.ones((1, 2, 10, 8)),), (mx.ones((1, 2, 10, 8)),))
     del gone, lane
-    moved = side_by_side([left, other], [40, 10])
+    moved = side_by_side([left, other], [40, 10], 41)
     assert [lane.lanes for lane in moved] == [home, home]
     (keys,), (values,) = moved[1].read(0, 0, 256)
     assert keys.shape == values.shape == (1, 2, 256, 8)
@@ -123,5 +155,5 @@ def test_what_another_left_behind_is_cleared() -> None:
 
 def test_rows_of_unlike_length_are_not_padded_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_WORTH_NBYTES", 100)
-    found = rows.arrange([rows.Row(View(), start, 1) for start in (10, 12, 13, 200, 201, 999)], 10, True)
+    found = rows.alike([rows.Row(View(), start, 1) for start in (10, 12, 13, 200, 201, 999)], 10)
     assert [len(group) for group in found] == [3, 2, 1]

@@ -16,7 +16,7 @@ from dormouse.runtimes.mlx.head import halves
 from dormouse.runtimes.mlx.layer_cache import Call
 from dormouse.runtimes.mlx.model import Loaded
 from dormouse.runtimes.mlx.pages import Parts
-from dormouse.runtimes.mlx.rows import Row, arrange
+from dormouse.runtimes.mlx.rows import Row, alike, seat
 from dormouse.runtimes.mlx.view import View
 
 _LONG = 16
@@ -85,7 +85,7 @@ class Caller:
         rows = [Row(view, chunk.start, len(chunk.tokens)) for view, chunk in zip(views, chunks, strict=True)]
         length = max(row.count for row in rows)
         tokens = mx.array([[*chunk.tokens, *[0] * (length - len(chunk.tokens))] for chunk in chunks])
-        groups = arrange(rows, self._codec.token_nbytes, self._way.routed)
+        groups = seat(alike(rows, self._codec.token_nbytes), length)
         call = Call(rows, groups, self._cache, self._codec, self._way.routed)
         wanted = [
             number * length + row

@@ -22,19 +22,20 @@ class _Layer:
     keys: Arrays
     values: Arrays
 
-    @property
-    def arrays(self) -> Arrays:
-        return (*self.keys, *self.values)
-
 
 class Lanes:
-    """Arrays per layer, in which each lane is a sequence's. A layer that was never written has none."""
+    """Arrays per layer, in which each lane is a sequence's. A layer that was never written has none.
 
-    def __init__(self, count: int) -> None:
-        """Empty, and free."""
+    All lanes are as long as the longest.
+    """
+
+    def __init__(self, count: int, room: int = 0) -> None:
+        """Empty, and free; layers will have room for more than `room` tokens from the start."""
         self._count = count
+        self._room = room
         self._layers: list[_Layer] = []
         self._taken: WeakValueDictionary[int, Lane] = WeakValueDictionary()
+        self._used: set[int] = set()
 
     def __len__(self) -> int:
         return self._count
@@ -51,11 +52,22 @@ class Lanes:
 
     def arrays(self) -> list[mx.array]:
         """All of them."""
-        return [part for layer in self._layers for part in layer.arrays]
+        return [part for layer in self._layers for part in (*layer.keys, *layer.values)]
+
+    def has_room(self, length: int) -> bool:
+        """Whether lanes hold so many tokens without growing."""
+        return bool(self._layers) and length < self._layers[0].keys[0].shape[2]
 
     def take(self) -> Lane:
-        """A free lane, for as long as it is held; there must be one. What is in it is undefined."""
+        """A free lane, for as long as it is held; there must be one.
+
+        What somebody left there is cleared: a NaN would reach the sum over values with a weight of 0.
+        """
         index = min(index for index in range(self._count) if index not in self._taken)
+        if index in self._used:
+            for part in self.arrays():
+                part[index] = 0
+        self._used.add(index)
         lane = self._taken[index] = Lane(self, index)
         return lane
 
@@ -74,21 +86,18 @@ class Lanes:
         return keys, values
 
     def adopt(self, lane: Lane, length: int) -> Lane:
-        """A copy of the first `length` tokens of a lane from elsewhere, in a free lane of this.
-
-        What somebody left behind them is cleared: a NaN would reach the sum over values with a weight of 0.
-        """
+        """A copy of the first `length` tokens of a lane from elsewhere, in a free lane of this."""
         own = self.take()
-        for part in self.arrays():
-            part[own.index] = 0
         for layer in range(len(lane.lanes._layers)):
             own.write(layer, 0, *lane.read(layer, 0, length))
-            mx.eval(self._layers[layer].arrays)
+            mx.eval(self._layers[layer].keys, self._layers[layer].values)
         mx.eval(self.arrays())
         return own
 
     def _empty(self, parts: Arrays) -> Arrays:
-        return tuple(mx.zeros((self._count, part.shape[1], 0, part.shape[3]), part.dtype) for part in parts)
+        shapes = [(self._count, part.shape[1], 0, part.shape[3]) for part in parts]
+        empty = (mx.zeros(shape, part.dtype) for shape, part in zip(shapes, parts, strict=True))
+        return tuple(_grown(part, self._room) for part in empty)
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -124,7 +133,7 @@ class _Span(Place):
 
     def put(self, array: mx.array, new: mx.array) -> mx.array:
         end = self.start + new.shape[2]
-        array = grown(array, end)
+        array = _grown(array, end)
         # Assigned in place: MLX reuses the memory, as nothing else holds the array any more.
         array[self.lane : self.lane + 1, :, self.start : end] = new
         return array
@@ -140,32 +149,40 @@ class Scattered(Place):
 
     def put(self, array: mx.array, new: mx.array) -> mx.array:
         """`new` is `[lanes, kv_heads, count, ...]`."""
-        array = grown(array, self._end)
+        array = _grown(array, self._end)
         array[self._lanes, :, self._positions] = new.swapaxes(1, 2)
         return array
 
 
-def side_by_side(lanes: Sequence[Lane], lengths: Sequence[int]) -> list[Lane]:
-    """Lanes of one and the same `Lanes` that hold what these do, in their order.
+def side_by_side(lanes: Sequence[Lane], lengths: Sequence[int], end: int) -> list[Lane]:
+    """Lanes of one and the same `Lanes` that hold what these do, `lengths` tokens each, in their order.
 
-    Where most of them are together already, the others are copied to where those are; if there is no room,
-    all are copied. So a batch that a sequence joins in the place of another costs a copy of that one.
+    Where most of them are, the others are copied to, so that a sequence that takes the place of another costs
+    a copy of that one. All are copied to new ones if there is no room for so many, if most lanes there are
+    free, or if there is none for `end` tokens: lanes that are not of these would grow in vain.
     """
     home = Counter(lane.lanes for lane in lanes).most_common(1)[0][0]
     strangers = sum(lane.lanes is not home for lane in lanes)
-    if strangers > home.num_free or len(home) > 2 * len(lanes):
-        home = Lanes(len(lanes))
-    moved = list(lanes)
-    # The longest first: what they are copied into grows once.
-    for index in sorted(range(len(lanes)), key=lambda index: -lengths[index]):
-        if lanes[index].lanes is not home:
-            moved[index] = home.adopt(lanes[index], lengths[index])
-    return moved
+    left_free = home.num_free - strangers
+    grows_in_vain = len(home) > len(lanes) and not home.has_room(end)
+    if left_free < 0 or left_free > len(lanes) or grows_in_vain:
+        home = Lanes(len(lanes), end)
+    return [
+        lane if lane.lanes is home else home.adopt(lane, length)
+        for lane, length in zip(lanes, lengths, strict=True)
+    ]
 
 
-def grown(array: mx.array, length: int) -> mx.array:
-    """With room for `length` tokens."""
-    room = -(-length // _STEP) * _STEP - array.shape[2]
+def by_itself(lane: Lane, length: int, end: int) -> Lane:
+    """A lane with the same `length` tokens that may grow to `end` without making others grow."""
+    if len(lane.lanes) == 1 or lane.lanes.has_room(end):
+        return lane
+    return Lanes(1, end).adopt(lane, length)
+
+
+def _grown(array: mx.array, length: int) -> mx.array:
+    """With room for `length` tokens and another one, as they come one by one."""
+    room = (length // _STEP + 1) * _STEP - array.shape[2]
     if room <= 0:
         return array
     space = mx.zeros((*array.shape[:2], room, *array.shape[3:]), array.dtype)

@@ -2,7 +2,7 @@
 
 Their layers call `scaled_dot_product_attention`, a function that each model's module imports by name, with
 the cache beside K and V. It has one layout for a whole batch and one number of bits for K and V. With ours in
-its place sequences of any lengths stand in a batch without padding, and join and leave it without a copy. For
+its place sequences of any lengths stand in a batch, and join and leave it without moving the others. For
 every other cache it is the original.
 """
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from dormouse.runtimes.mlx.attention import Attention, mask_of, rows_mask
 from dormouse.runtimes.mlx.codec import Arrays
-from dormouse.runtimes.mlx.lanes import Lanes, Scattered, side_by_side
+from dormouse.runtimes.mlx.lanes import Lanes, Scattered, by_itself, side_by_side
 from dormouse.runtimes.mlx.view import View
 
 _WORTH_NBYTES = 2 << 20
@@ -34,6 +34,7 @@ class Alone:
     """A row whose sequence is attended to by itself: nothing is padded, nor masked that can be sliced off."""
 
     def __init__(self, row: Row, length: int) -> None:
+        row.view.lane = by_itself(row.view.lane, row.start, row.end)
         self._row = row
         self._missing = length - row.count
 
@@ -77,7 +78,8 @@ class Together:
 
     def __post_init__(self) -> None:
         starts = [row.start for row in self.rows]
-        lanes = side_by_side([row.view.lane for row in self.rows], starts)
+        end = max(starts) + self.length
+        lanes = side_by_side([row.view.lane for row in self.rows], starts, end)
         for row, lane in zip(self.rows, lanes, strict=True):
             row.view.lane = lane
         self._lanes = lanes[0].lanes
@@ -105,17 +107,16 @@ class Together:
         return _taken(out, self._back)
 
 
-def arrange(rows: Sequence[Row], token_nbytes: int, batched: bool) -> list[Alone | Together]:
-    """Rows, in order of their ends, in groups of like length: a function of this call alone.
+def alike(rows: Sequence[Row], token_nbytes: int) -> list[list[Row]]:
+    """Rows, in order of their ends, by like length: a function of the call, not of where its lanes are.
 
     `token_nbytes` are those of a token's K and V in one layer. What a group is padded by costs less than
     attending to each of its rows alone would.
     """
-    length = max(row.count for row in rows)
     groups: list[list[Row]] = []
     padding = 0
     for row in rows:
-        if batched and groups:
+        if groups:
             more = (row.end - groups[-1][-1].end) * len(groups[-1])
             if (padding + more) * token_nbytes <= _WORTH_NBYTES * len(groups[-1]):
                 padding += more
@@ -123,6 +124,11 @@ def arrange(rows: Sequence[Row], token_nbytes: int, batched: bool) -> list[Alone
                 continue
         groups.append([row])
         padding = 0
+    return groups
+
+
+def seat(groups: Sequence[Sequence[Row]], length: int) -> list[Alone | Together]:
+    """Bring each group's views where they can be attended to; `length` tokens are computed for each row."""
     return [Together(group, length) if len(group) > 1 else Alone(group[0], length) for group in groups]
 
 

@@ -135,7 +135,7 @@ class MlxRuntime:
 
     @property
     def working_nbytes(self) -> int:
-        """Views: K and V as MLX computes on them.
+        """Views: K and V as MLX computes on them, and the free lanes between them.
 
         Those of running sequences are always held; others up to the size of the arena.
         """

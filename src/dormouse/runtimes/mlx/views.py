@@ -22,7 +22,7 @@ class Views:
     """
 
     def __init__(self, pages: Pages, codec: Codec, budget_nbytes: int) -> None:
-        """`budget_nbytes` bounds views that no chunk of the last step used."""
+        """`budget_nbytes` bounds the lanes of views that no chunk of the last step used."""
         self._pages = pages
         self._codec = codec
         self._budget_nbytes = budget_nbytes
@@ -63,8 +63,15 @@ class Views:
     def trim(self, num_used: int) -> int:
         """Drop the longest unused views beyond the budget, but not the `num_used` last ones.
 
-        The bytes of those that stay.
+        One that lies beside a used view goes at once: its lane is wanted. The bytes of those that stay.
         """
+        views = list(self._by_page.items())
+        num_idle = max(0, len(views) - num_used)
+        homes = {view.lane.lanes for _, view in views[num_idle:]}
+        for page, view in views[:num_idle]:
+            if view.lane.lanes in homes:
+                del self._by_page[page]
+        del views
         while (nbytes := self.nbytes) > self._budget_nbytes and len(self._by_page) > num_used:
             self._by_page.popitem(last=False)
         return nbytes
