@@ -19,15 +19,23 @@ from dormouse.runtimes.mlx.lanes import Lane, Lanes, side_by_side
 from dormouse.runtimes.mlx.runtime import MlxRuntime
 from dormouse.runtimes.mlx.view import View
 
+Pair = tuple[MlxRuntime, MlxRuntime]
 TABLES = tuple(tuple(range(5 * n, 5 * n + 5)) for n in range(4))
 TEXTS = tuple(toy_tokens(60, seed=n) for n in range(4))
 
 
 @pytest.fixture(params=["llama", "gemma3"])
-def runtimes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[MlxRuntime, MlxRuntime]]:
-    """Two that are alike."""
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A toy of it, in a folder."""
     save_toy(request.param, tmp_path)
-    both = tuple(load_mlx(tmp_path, KVFormat.K8V4, num_pages=400) for _ in range(2))
+    return tmp_path
+
+
+@pytest.fixture(params=[False, True], ids=["dense", "packed"])
+def runtimes(request: pytest.FixtureRequest, family: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    """Two that are alike; attention over dense views, as on a CPU, or over quantized ones, as on Metal."""
+    monkeypatch.setattr("dormouse.runtimes.mlx.runtime._attends_packed", lambda: request.param)
+    both = tuple(load_mlx(family, KVFormat.K8V4, num_pages=400) for _ in range(2))
     yield both[0], both[1]
     for runtime in both:
         runtime.close()
@@ -60,7 +68,7 @@ def step(runtime: MlxRuntime, spans: dict[int, tuple[int, int]]) -> Logits:
 
 
 @pytest.mark.usefixtures("growing")
-def test_a_batch_that_changes_says_what_each_says_alone(runtimes: tuple[MlxRuntime, MlxRuntime]) -> None:
+def test_a_batch_that_changes_says_what_each_says_alone(runtimes: Pair) -> None:
     together, alone = runtimes
     for spans in (
         {0: (0, 20), 1: (0, 31), 2: (0, 17)},
@@ -86,7 +94,7 @@ def home_of(runtime: MlxRuntime, n: int) -> Lanes:
 
 @pytest.mark.usefixtures("growing")
 def test_the_same_step_gives_the_same_bits_wherever_its_lanes_are(
-    runtimes: tuple[MlxRuntime, MlxRuntime],
+    runtimes: Pair,
 ) -> None:
     """In one of them the sequences have been in a batch with another one, which has gone, and were longer."""
     fresh, used = runtimes
@@ -100,40 +108,38 @@ def test_the_same_step_gives_the_same_bits_wherever_its_lanes_are(
     assert (len(home_of(used, 0)), len(home_of(fresh, 0))) == (4, 3)
 
 
-def test_who_takes_the_place_of_another_is_the_only_one_copied(
-    runtimes: tuple[MlxRuntime, MlxRuntime], adopted: list[int]
-) -> None:
-    runtime, _ = runtimes
+def test_who_takes_the_place_of_another_is_the_only_one_copied(runtimes: Pair, adopted: list[int]) -> None:
+    one, _ = runtimes
     for n in range(4):
-        step(runtime, {n: (0, 20 + n)})
-    step(runtime, {0: (20, 21), 1: (21, 22), 2: (22, 23)})
+        step(one, {n: (0, 20 + n)})
+    step(one, {0: (20, 21), 1: (21, 22), 2: (22, 23)})
     assert sorted(adopted) == [20, 21, 22]
-    step(runtime, {0: (21, 22), 2: (23, 24)})
-    step(runtime, {0: (22, 23), 2: (24, 25), 3: (23, 24)})
+    step(one, {0: (21, 22), 2: (23, 24)})
+    step(one, {0: (22, 23), 2: (24, 25), 3: (23, 24)})
     assert adopted[3:] == [23]
-    step(runtime, {0: (23, 24), 2: (25, 29), 3: (24, 28)})
-    step(runtime, {0: (24, 25), 2: (26, 27)})
+    step(one, {0: (23, 24), 2: (25, 29), 3: (24, 28)})
+    step(one, {0: (24, 25), 2: (26, 27)})
     assert adopted[4:] == [], "who is among them already stays"
 
 
 def test_a_sequence_that_goes_on_alone_makes_no_other_lane_longer(
-    runtimes: tuple[MlxRuntime, MlxRuntime], monkeypatch: pytest.MonkeyPatch
+    runtimes: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "_STEP", 8)
-    runtime, _ = runtimes
+    one, _ = runtimes
     for n in range(4):
-        step(runtime, {n: (0, 8)})
-    step(runtime, dict.fromkeys(range(4), (8, 9)))
-    together = home_of(runtime, 0).nbytes
-    step(runtime, {0: (9, 60)})
-    assert len(home_of(runtime, 0)) == 1
-    assert home_of(runtime, 0).nbytes == 64 // 16 * together // 4
+        step(one, {n: (0, 8)})
+    step(one, dict.fromkeys(range(4), (8, 9)))
+    together = home_of(one, 0).nbytes
+    step(one, {0: (9, 60)})
+    assert len(home_of(one, 0)) == 1
+    assert home_of(one, 0).nbytes == 64 // 16 * together // 4
     for n in range(4):
-        step(runtime, {n: (0, 15)})
-    step(runtime, dict.fromkeys(range(4), (15, 16)))
-    step(runtime, dict.fromkeys((0, 1), (16, 17)))
-    step(runtime, dict.fromkeys((0, 1), (17, 24)))
-    assert len(home_of(runtime, 0)) == 2, "two go where they may grow"
+        step(one, {n: (0, 15)})
+    step(one, dict.fromkeys(range(4), (15, 16)))
+    step(one, dict.fromkeys((0, 1), (16, 17)))
+    step(one, dict.fromkeys((0, 1), (17, 24)))
+    assert len(home_of(one, 0)) == 2, "two go where they may grow"
 
 
 def test_what_another_left_behind_is_cleared() -> None:
