@@ -94,8 +94,8 @@ sanitize: install ## The kernel tests under address and undefined behaviour sani
 		$(PYTHON) -m pytest -q -o pythonpath="build/sanitize/site ." tests/native \
 		tests/runtimes/torch/test_torch_quantized.py $(ARGS)
 
-coverage: install ## Branch coverage of the tests
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+coverage: install ## Branch coverage of the tests; also to build/coverage.json
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=json:build/coverage.json $(ARGS)
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

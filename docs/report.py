@@ -1,5 +1,5 @@
 """`make report`: pages and charts from the rows of real runs. With `--junit FILE` that run of the tests
-becomes a row first."""
+becomes a row first, with `--coverage FILE` what it covered."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ def main() -> int:
     """Write all of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--junit", type=Path, help="what `make test ARGS=--junitxml=FILE` wrote")
+    parser.add_argument("--coverage", type=Path, help="what `make coverage` wrote to build/coverage.json")
     options = parser.parse_args()
     if options.junit:
         test_runs.keep(options.junit)
+    if options.coverage:
+        test_runs.keep_coverage(options.coverage)
     if page.load(page.ROWS):
         page.write(page.ROWS)
     try:

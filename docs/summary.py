@@ -15,6 +15,7 @@ from docs.measured import NotRun
 from docs.test_runs import TestRun
 
 EXPECTED = (
+    "coverage",
     "demo",
     "flood",
     "memory",

@@ -16,6 +16,7 @@ from docs.measured import FOLDER, NotRun, document, stamp
 from dormouse.bench.machine import describe
 
 NAME = "tests"
+COVERAGE = "coverage"
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,20 @@ def keep(junit: Path) -> dict[str, int]:
     (FOLDER / f"{NAME}.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     total: dict[str, int] = row["total"]
     return total
+
+
+def keep_coverage(report: Path, folder: Path = FOLDER) -> None:
+    """Make coverage.py's JSON report a row: lines and branches that ran, in percent of those there are.
+
+    Server processes that tests start are not looked into.
+    """
+    document = json.loads(report.read_text(encoding="utf-8"))
+    totals = document["totals"]
+    row = {
+        "time": document["meta"]["timestamp"],
+        "percent": round(totals["percent_covered"], 1),
+        "lines_percent": round(100 * totals["covered_lines"] / totals["num_statements"], 1),
+        "branches_percent": round(100 * totals["covered_branches"] / totals["num_branches"], 1),
+        "machine": describe(),
+    }
+    (folder / f"{COVERAGE}.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")

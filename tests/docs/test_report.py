@@ -35,6 +35,19 @@ def keep(folder: Path, name: str, row: dict[str, Any]) -> None:
     (folder / f"{name}.json").write_text(json.dumps(row))
 
 
+def test_what_a_run_covered_is_kept_in_percent(tmp_path: Path) -> None:
+    totals = {
+        "covered_lines": 9, "num_statements": 10, "covered_branches": 3, "num_branches": 4,
+        "percent_covered": 85.714,
+    }  # fmt: skip
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"meta": {"timestamp": "2026-01-02T03:04:05"}, "totals": totals}))
+    test_runs.keep_coverage(report, tmp_path)
+    row = measured.document("coverage", tmp_path)
+    assert (row["percent"], row["lines_percent"], row["branches_percent"]) == (85.7, 90.0, 75.0)
+    assert row["machine"]["commit"]
+
+
 def test_a_run_is_kept_in_short(run: TestRun) -> None:
     assert run.row["total"] == {"passed": 2, "failed": 1, "skipped": 1}
     assert run.row["files"][HERE] == {"passed": 1, "failed": 1, "skipped": 1, "seconds": 2.0}
