@@ -77,11 +77,24 @@ def read(junit: Path) -> dict[str, Any]:
         "time": suite.get("timestamp", ""),
         "seconds": round(float(suite.get("time", 0)), 1),
         "total": total,
+        "folders": _folders(files),
         "files": dict(sorted(files.items())),
         "failed": sorted(set(failed)),
         "figures": figures,
         "machine": describe(),
     }
+
+
+def _folders(files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tests that passed and seconds of each folder below `tests`, by its name."""
+    folders: dict[str, dict[str, Any]] = {}
+    for file, counts in sorted(files.items()):
+        parts = file.split("/")
+        if len(parts) > 2:
+            folder = folders.setdefault(parts[1], {"passed": 0, "seconds": 0.0})
+            folder["passed"] += counts["passed"]
+            folder["seconds"] = round(folder["seconds"] + counts["seconds"], 1)
+    return folders
 
 
 def _outcome(case: ElementTree.Element) -> str:

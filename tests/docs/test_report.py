@@ -50,6 +50,7 @@ def test_what_a_run_covered_is_kept_in_percent(tmp_path: Path) -> None:
 
 def test_a_run_is_kept_in_short(run: TestRun) -> None:
     assert run.row["total"] == {"passed": 2, "failed": 1, "skipped": 1}
+    assert run.row["folders"]["api"] == {"passed": 1, "seconds": 2.0}
     assert run.row["files"][HERE] == {"passed": 1, "failed": 1, "skipped": 1, "seconds": 2.0}
     assert run.row["failed"] == [f"{HERE}::test_bad[b]"]
     assert run.row["figures"] == {f"{HERE}::test_good[a]": {"seconds": "0.25"}}
