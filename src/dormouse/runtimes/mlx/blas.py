@@ -6,6 +6,8 @@ import ctypes
 import importlib.metadata
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,22 @@ def set_threads(threads: int) -> bool:
         return False
     ctypes.CDLL(str(path)).MKL_Set_Num_Threads(threads)
     return True
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Products in here start no threads, so that none are left behind (see `stream.py`)."""
+    path = _library() if sys.platform == "linux" else None
+    if path is None:
+        yield
+        return
+    library = ctypes.CDLL(str(path))
+    threads = library.MKL_Get_Max_Threads()
+    library.MKL_Set_Num_Threads(1)
+    try:
+        yield
+    finally:
+        library.MKL_Set_Num_Threads(threads)
 
 
 def _load_openmp() -> bool:

@@ -22,7 +22,7 @@ from dormouse.runtimes.mlx.view import View
 _LONG = 16
 """Tokens from which on a chunk is a call of its own."""
 
-_PADDING = 32
+_PADDING = 6
 """Rows of padding that cost about as much as reading the weights once more."""
 
 

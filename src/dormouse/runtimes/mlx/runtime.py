@@ -14,7 +14,7 @@ from dormouse.domain.plan import WARM_UP, Chunk, Plan
 from dormouse.runtimes.base import Logits
 from dormouse.runtimes.context import AS_TRAINED, Context
 from dormouse.runtimes.fingerprint import DigestCache, model_fingerprint
-from dormouse.runtimes.mlx.blas import set_threads
+from dormouse.runtimes.mlx.blas import on_one_thread, set_threads
 from dormouse.runtimes.mlx.calling import Caller
 from dormouse.runtimes.mlx.codec import Codec
 from dormouse.runtimes.mlx.config import Meaning
@@ -24,6 +24,7 @@ from dormouse.runtimes.mlx.pages import Pages
 from dormouse.runtimes.mlx.probe import find_way, measure
 from dormouse.runtimes.mlx.products import check_products
 from dormouse.runtimes.mlx.routing import route_attention
+from dormouse.runtimes.mlx.stream import computing
 from dormouse.runtimes.mlx.views import Views
 from dormouse.runtimes.model_files import read_config, weight_files
 
@@ -77,10 +78,12 @@ class MlxRuntime:
         meaning = Meaning.of(raw, context)
         fingerprint = model_fingerprint(folder, files, meaning.canonical, digests)
         bound_memory()
-        check_products()
-        loaded = load_model(folder, files, raw, meaning.config, dtype)
-        route_attention(loaded.module)
-        shape = measure(loaded)
+        with on_one_thread():
+            check_products()
+            loaded = load_model(folder, files, raw, meaning.config, dtype)
+            route_attention(loaded.module)
+            shape = measure(loaded)
+            way = find_way(loaded, shape)
         spec = ModelSpec(
             name=name,
             architecture=meaning.architecture,
@@ -93,7 +96,6 @@ class MlxRuntime:
             context_length=meaning.context_length,
         )
         cache = spec.cache_spec(kv_format, block_size)
-        way = find_way(loaded, shape)
         pages = Pages(cache, -(-arena_tokens // block_size))
         codec = Codec(cache, loaded.dtype, packed=way.routed and _attends_packed())
         caller = Caller(loaded, way, cache, codec, shape.vocab_size)
@@ -146,8 +148,9 @@ class MlxRuntime:
         parts, chunks = self._parts(), plan.chunks
         plan.check(self._spec, self._num_pages, self._cache.block_size)
         logits: dict[int, Logits] = {}
-        for indices in parts.caller.calls(chunks):
-            logits.update(zip(indices, self._call([chunks[index] for index in indices]), strict=True))
+        with computing():
+            for indices in parts.caller.calls(chunks):
+                logits.update(zip(indices, self._call([chunks[index] for index in indices]), strict=True))
         self._working_nbytes = parts.views.trim(len(chunks))
         empty = np.empty((0, self._spec.vocab_size), np.float32)
         return np.concatenate([empty, *(logits[index] for index in range(len(chunks)))])
