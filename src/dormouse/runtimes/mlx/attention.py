@@ -97,10 +97,9 @@ def causal_mask(count: int, length: int, window: int | None) -> mx.array:
     return _seen(mx.arange(length - count, length), mx.arange(length), window)
 
 
-def rows_mask(starts: list[int], count: int, first: int, end: int, window: int | None) -> mx.array:
-    """bool `[rows, 1, count, end - first]`: the same for rows whose `count` tokens begin at `starts`, over
-    the positions from `first` to `end`."""
-    own = mx.array(starts)[:, None] + mx.arange(count)
+def rows_mask(own: mx.array, first: int, end: int, window: int | None) -> mx.array:
+    """bool `[rows, 1, tokens, end - first]`: the same for tokens at the positions `own`, `[rows, tokens]`,
+    over the positions from `first` to `end`."""
     return _seen(own[:, None], mx.arange(first, end), window)
 
 

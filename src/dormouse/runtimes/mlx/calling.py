@@ -22,9 +22,6 @@ from dormouse.runtimes.mlx.view import View
 _LONG = 16
 """Tokens from which on a chunk is a call of its own."""
 
-_PADDING = 6
-"""Rows of padding that cost about as much as reading the weights once more."""
-
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -41,10 +38,11 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`logits` are fp32 `[wanted, vocab_size]` in the order of the rows; K and V as `Codec.to_pages`."""
+    """`logits` are fp32 `[wanted, vocab_size]` in the order of the chunks; of each chunk, parts of K and V as
+    pages take them, `[layers, kv_heads, tokens, ...]`."""
 
     logits: Logits
-    halves: tuple[Parts, Parts]
+    stored: list[tuple[Parts, Parts]]
     attended: int
 
 
@@ -60,44 +58,39 @@ class Caller:
         self._halves = halves(loaded.module) if way.halved else None
 
     def calls(self, chunks: Sequence[Chunk]) -> list[list[int]]:
-        """Which chunks are computed together: short ones, the shorter padded to the longest."""
+        """Which chunks are computed together: all short ones, like length beside like length."""
         if not self._way.batched:
             return [[index] for index in range(len(chunks))]
-        calls: list[list[int]] = []
-        length = padding = 0
-        for index in sorted(range(len(chunks)), key=lambda index: len(chunks[index].tokens)):
-            longer = len(chunks[index].tokens)
-            if calls and longer < _LONG and padding + (longer - length) * len(calls[-1]) <= _PADDING:
-                padding += (longer - length) * len(calls[-1])
-                calls[-1].append(index)
-            else:
-                calls.append([index])
-                padding = 0
-            length = longer
-        # Rows of like length stand beside each other.
-        return [sorted(call, key=lambda index: chunks[index].end) for call in calls]
+        short = [index for index, chunk in enumerate(chunks) if len(chunk.tokens) < _LONG]
+        long = [[index] for index, chunk in enumerate(chunks) if len(chunk.tokens) >= _LONG]
+        return [sorted(short, key=lambda index: chunks[index].end), *long] if short else long
 
     def run(self, chunks: Sequence[Chunk], views: Sequence[View]) -> Outcome:
         """Compute chunks behind what their views hold, and write them into the views.
 
-        All of it is evaluated when this returns.
+        One chunk is one row of the model's input. Of several each token is a row, with its own position, so
+        that chunks of any lengths cost no padding. All of it is evaluated when this returns.
         """
         rows = [Row(view, chunk.start, len(chunk.tokens)) for view, chunk in zip(views, chunks, strict=True)]
-        length = max(row.count for row in rows)
-        tokens = mx.array([[*chunk.tokens, *[0] * (length - len(chunk.tokens))] for chunk in chunks])
-        groups = seat(alike(rows, self._codec.token_nbytes), length)
-        call = Call(rows, groups, self._cache, self._codec, self._way.routed)
+        groups = alike(rows, self._codec.token_nbytes)
+        inputs = mx.array([token for chunk in chunks for token in chunk.tokens])[None]
+        offset: int | mx.array = rows[0].start
+        if len(rows) > 1:
+            inputs = inputs.T
+            offset = mx.array([position for row in rows for position in range(row.start, row.end)])
+        call = Call(rows, seat(groups, len(rows) > 1), offset, self._cache, self._codec, self._way.routed)
+        ends = np.cumsum([row.count for row in rows]).tolist()
         wanted = [
-            number * length + row
-            for number, chunk in enumerate(chunks)
-            for row in range(len(chunk.tokens) - chunk.num_logits, len(chunk.tokens))
+            number
+            for chunk, end in zip(chunks, ends, strict=True)
+            for number in range(end - chunk.num_logits, end)
         ]
-        logits = self._logits(tokens, call, wanted)
+        logits = self._logits(inputs, call, wanted)
         stored = tuple(mx.stack(list(parts)) for parts in zip(*call.stored, strict=True))
         held = [array for lanes in {view.lane.lanes for view in views} for array in lanes.arrays()]
         mx.eval(*([] if logits is None else [logits]), *stored, *held)
         given = np.empty((0, self._vocab_size), np.float32) if logits is None else np.array(logits)
-        return Outcome(given, self._codec.to_pages(stored), call.attended)
+        return Outcome(given, _by_chunk(self._codec.to_pages(stored), ends), call.attended)
 
     def _logits(self, tokens: mx.array, call: Call, wanted: list[int]) -> mx.array | None:
         """fp32 logits of the wanted ones of all rows; nothing is computed for no rows."""
@@ -111,3 +104,18 @@ class Caller:
             flat = flat[mx.array(wanted)]
         logits = head(flat) if head is not None else flat
         return logits.astype(mx.float32)
+
+
+def _by_chunk(halves: tuple[Parts, Parts], ends: list[int]) -> list[tuple[Parts, Parts]]:
+    """Parts `[layers, rows, kv_heads, tokens, ...]` of a call, chunk by chunk; `ends` count its tokens."""
+    if len(ends) == 1:
+        return [(tuple(part[:, 0] for part in halves[0]), tuple(part[:, 0] for part in halves[1]))]
+    by_token = [tuple(part[:, :, :, 0].swapaxes(1, 2) for part in half) for half in halves]
+    starts = [0, *ends[:-1]]
+    return [
+        (
+            tuple(part[:, :, start:end] for part in by_token[0]),
+            tuple(part[:, :, start:end] for part in by_token[1]),
+        )
+        for start, end in zip(starts, ends, strict=True)
+    ]

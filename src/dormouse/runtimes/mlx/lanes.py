@@ -140,17 +140,19 @@ class _Span(Place):
 
 
 class Scattered(Place):
-    """A row of tokens in each of several lanes, from another position on in each."""
+    """Single tokens, each in a lane and at a position of its own."""
 
-    def __init__(self, lanes: list[int], starts: list[int], count: int) -> None:
-        self._end = max(starts) + count
-        self._lanes = mx.array(lanes)[:, None]
-        self._positions = mx.array(starts)[:, None] + mx.arange(count)[None]
+    def __init__(self, tokens: Sequence[tuple[int, int]]) -> None:
+        """Of each token its lane and its position."""
+        lanes, positions = zip(*tokens, strict=True)
+        self._end = max(positions) + 1
+        self._lanes = mx.array(lanes)
+        self._positions = mx.array(positions)
 
     def put(self, array: mx.array, new: mx.array) -> mx.array:
-        """`new` is `[lanes, kv_heads, count, ...]`."""
+        """`new` is `[tokens, kv_heads, 1, ...]`."""
         array = _grown(array, self._end)
-        array[self._lanes, :, self._positions] = new.swapaxes(1, 2)
+        array[self._lanes, :, self._positions] = new.squeeze(2)
         return array
 
 

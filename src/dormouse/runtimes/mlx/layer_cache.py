@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import mlx.core as mx
 
@@ -18,6 +20,9 @@ class Call:
 
     rows: list[Row]
     groups: list[Alone | Together]
+    offset: int | mx.array
+    """Position of the first token of each row of the call."""
+
     cache: CacheSpec
     codec: Codec
     routed: bool
@@ -29,6 +34,18 @@ class Call:
     def layer_caches(self, windows: tuple[int | None, ...]) -> list[LayerCache]:
         """One for each layer."""
         return [LayerCache(self, layer, window) for layer, window in enumerate(windows)]
+
+    def parts(self) -> Iterator[tuple[Alone | Together, Callable[[mx.array], mx.array]]]:
+        """Each group, and what takes its rows out of an array of all rows."""
+        done = 0
+        for group in self.groups:
+            rows = slice(done, done + group.num_rows)
+            yield group, itemgetter(rows) if len(self.groups) > 1 else _whole
+            done += group.num_rows
+
+
+def _whole(array: mx.array) -> mx.array:
+    return array
 
 
 class CausalMask(str):
@@ -43,19 +60,13 @@ class CausalMask(str):
 
 
 class LayerCache:
-    """The methods that mlx-lm's models call on their caches.
-
-    `offset` is the position of the call's first token: an int, or one for each row.
-    """
+    """The methods that mlx-lm's models call on their caches, and `offset`, where the next tokens go."""
 
     def __init__(self, call: Call, layer: int, window: int | None) -> None:
         self._call = call
         self._layer = layer
         self._window = window
-        rows = call.rows
-        self.offset: int | mx.array = rows[0].start
-        if len(rows) > 1:
-            self.offset = mx.array([row.start for row in rows])
+        self.offset = call.offset
 
     @property
     def is_routed(self) -> bool:
@@ -69,12 +80,9 @@ class LayerCache:
         call.stored.append(new.stored)
         # Computing goes on while Python describes the layers that follow.
         mx.async_eval(new.stored)  # type: ignore[no-untyped-call]
-        done = 0
-        for group in call.groups:
-            part = slice(done, done + len(group))
-            own = [tuple(array[part] for array in half) for half in (new.keys, new.values)]
+        for group, part in call.parts():
+            own = [tuple(part(array) for array in half) for half in (new.keys, new.values)]
             group.write(self._layer, own[0], own[1])
-            done += len(group)
         self.offset = self.offset + keys.shape[2]
         if call.routed:
             return keys, values
@@ -112,11 +120,7 @@ class LayerCache:
         call.attended += 1
         window = _narrower(self._window, mask.window)
         attention = Attention(call.cache, call.codec.packed, scale, sinks)
-        outs, done = [], 0
-        for group in call.groups:
-            own = queries[done : done + len(group)]
-            outs.append(group.attend(self._layer, own, window, attention))
-            done += len(group)
+        outs = [group.attend(self._layer, part(queries), window, attention) for group, part in call.parts()]
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
 
 

@@ -185,11 +185,8 @@ class MlxRuntime:
         parts = self._parts()
         views = [parts.views.take(chunk) for chunk in chunks]
         outcome = parts.caller.run(chunks, views)
-        for number, (chunk, view) in enumerate(zip(chunks, views, strict=True)):
-            k, v = (
-                tuple(part[:, number, :, : len(chunk.tokens)] for part in half) for half in outcome.halves
-            )
-            parts.pages.write_rows(chunk.pages, chunk.start, (k, v))
+        for chunk, view, halves in zip(chunks, views, outcome.stored, strict=True):
+            parts.pages.write_rows(chunk.pages, chunk.start, halves)
             parts.views.keep(view, chunk)
         ends = np.cumsum([chunk.num_logits for chunk in chunks])
         return np.split(outcome.logits, ends[:-1])
