@@ -14,9 +14,10 @@ from tests.runtimes.torch.toys import save_toy, toy_tokens
 from dormouse.domain.cache_spec import KVFormat
 from dormouse.domain.plan import Plan
 from dormouse.runtimes.base import Logits
-from dormouse.runtimes.mlx import lanes, rows
+from dormouse.runtimes.mlx import lanes
 from dormouse.runtimes.mlx.lanes import Lane, Lanes, side_by_side
 from dormouse.runtimes.mlx.runtime import MlxRuntime
+from dormouse.runtimes.mlx.spans import Span, alike
 from dormouse.runtimes.mlx.view import View
 
 Pair = tuple[MlxRuntime, MlxRuntime]
@@ -160,6 +161,6 @@ def test_what_another_left_behind_is_cleared() -> None:
 
 
 def test_rows_of_unlike_length_are_not_padded_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_WORTH_NBYTES", 100)
-    found = rows.alike([rows.Row(View(), start, 1) for start in (10, 12, 13, 200, 201, 999)], 10)
+    monkeypatch.setattr("dormouse.runtimes.mlx.spans._WORTH_NBYTES", 100)
+    found = alike([Span(View(), start, 1) for start in (10, 12, 13, 200, 201, 999)], 10)
     assert [len(group) for group in found] == [3, 2, 1]

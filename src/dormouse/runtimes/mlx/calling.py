@@ -16,7 +16,7 @@ from dormouse.runtimes.mlx.head import halves
 from dormouse.runtimes.mlx.layer_cache import Call
 from dormouse.runtimes.mlx.model import Loaded
 from dormouse.runtimes.mlx.pages import Parts
-from dormouse.runtimes.mlx.rows import Row, alike, seat
+from dormouse.runtimes.mlx.spans import Span, alike, seat
 from dormouse.runtimes.mlx.view import View
 
 _LONG = 16
@@ -71,15 +71,18 @@ class Caller:
         One chunk is one row of the model's input. Of several each token is a row, with its own position, so
         that chunks of any lengths cost no padding. All of it is evaluated when this returns.
         """
-        rows = [Row(view, chunk.start, len(chunk.tokens)) for view, chunk in zip(views, chunks, strict=True)]
-        groups = alike(rows, self._codec.token_nbytes)
+        spans = [
+            Span(view, chunk.start, len(chunk.tokens)) for view, chunk in zip(views, chunks, strict=True)
+        ]
+        spread = len(spans) > 1
         inputs = mx.array([token for chunk in chunks for token in chunk.tokens])[None]
-        offset: int | mx.array = rows[0].start
-        if len(rows) > 1:
+        offset: int | mx.array = spans[0].start
+        if spread:
             inputs = inputs.T
-            offset = mx.array([position for row in rows for position in range(row.start, row.end)])
-        call = Call(rows, seat(groups, len(rows) > 1), offset, self._cache, self._codec, self._way.routed)
-        ends = np.cumsum([row.count for row in rows]).tolist()
+            offset = mx.array([position for span in spans for position in range(span.start, span.end)])
+        groups = seat(alike(spans, self._codec.token_nbytes), spread)
+        call = Call(spans, groups, offset, self._cache, self._codec, self._way.routed)
+        ends = np.cumsum([span.count for span in spans]).tolist()
         wanted = [
             number
             for chunk, end in zip(chunks, ends, strict=True)

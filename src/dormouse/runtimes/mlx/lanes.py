@@ -109,7 +109,7 @@ class Lane:
 
     def write(self, layer: int, start: int, keys: Arrays, values: Arrays) -> None:
         """Put new tokens, `[1, kv_heads, tokens, ...]`, behind the first `start` ones."""
-        self.lanes.write(layer, _Span(self.index, start), keys, values)
+        self.lanes.write(layer, _Stretch(self.index, start), keys, values)
 
     def read(self, layer: int, start: int, end: int) -> tuple[Arrays, Arrays]:
         """Keys and values of the positions from `start` to `end`, `[1, kv_heads, tokens, ...]`."""
@@ -125,7 +125,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Span(Place):
+class _Stretch(Place):
     """One lane, from one position on."""
 
     lane: int

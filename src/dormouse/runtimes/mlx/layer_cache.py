@@ -11,14 +11,14 @@ import mlx.core as mx
 from dormouse.domain.cache_spec import CacheSpec
 from dormouse.runtimes.mlx.attention import Attention, causal_mask, mask_of
 from dormouse.runtimes.mlx.codec import Codec
-from dormouse.runtimes.mlx.rows import Alone, Row, Together
+from dormouse.runtimes.mlx.spans import Alone, Span, Together
 
 
 @dataclass(slots=True)
 class Call:
-    """One call of the model: its rows, in groups, and what its layers have stored so far."""
+    """One call of the model: its spans, in groups, and what its layers have stored so far."""
 
-    rows: list[Row]
+    spans: list[Span]
     groups: list[Alone | Together]
     offset: int | mx.array
     """Position of the first token of each row of the call."""
@@ -86,8 +86,8 @@ class LayerCache:
         self.offset = self.offset + keys.shape[2]
         if call.routed:
             return keys, values
-        (row,) = call.rows
-        (all_keys,), (all_values,) = row.view.lane.read(self._layer, 0, row.end)
+        (span,) = call.spans
+        (all_keys,), (all_values,) = span.view.lane.read(self._layer, 0, span.end)
         return all_keys, all_values
 
     def make_mask(
@@ -100,8 +100,8 @@ class LayerCache:
         window = _narrower(self._window, window_size)
         if self._call.routed:
             return CausalMask(window)
-        (row,) = self._call.rows
-        return causal_mask(N, row.end, window) if return_array else mask_of(N, row.end, window)
+        (span,) = self._call.spans
+        return causal_mask(N, span.end, window) if return_array else mask_of(N, span.end, window)
 
     def attend(
         self,
@@ -110,7 +110,7 @@ class LayerCache:
         mask: object,
         sinks: mx.array | None,
     ) -> mx.array:
-        """Each row over its own view; queries and result are `[rows, heads, tokens, ...]`.
+        """Each sequence over its own view; queries and result are `[rows, heads, tokens, ...]`.
 
         Raises TypeError for a mask that is not from `make_mask`: a model that adds to it needs it whole.
         """
