@@ -163,7 +163,9 @@ def _link(test: str) -> str:
 def _is_run_by_pytest(test: str) -> bool:
     """Whether a proof is a test, or a folder of some; helpers and pages are none."""
     path = Path(test.partition("::")[0])
-    return path.parts[0] == "tests" and (path.suffix == "" or path.name.startswith("test_"))
+    folders = (("tests",), ("benchmarks", "suite"))
+    of_tests = any(path.parts[: len(folder)] == folder for folder in folders)
+    return of_tests and (path.suffix == "" or path.name.startswith("test_"))
 
 
 def _exists(test: str) -> bool:
