@@ -43,27 +43,31 @@ def load_blas() -> bool:
 
 def set_threads(threads: int) -> bool:
     """Let MKL compute on that many threads; False where there is no MKL to tell."""
-    path = _library() if sys.platform == "linux" else None
-    if path is None:
+    library = _mkl()
+    if library is None:
         return False
-    ctypes.CDLL(str(path)).MKL_Set_Num_Threads(threads)
+    library.MKL_Set_Num_Threads(threads)
     return True
 
 
 @contextmanager
 def on_one_thread() -> Iterator[None]:
     """Products in here start no threads, so that none are left behind (see `stream.py`)."""
-    path = _library() if sys.platform == "linux" else None
-    if path is None:
+    library = _mkl()
+    if library is None:
         yield
         return
-    library = ctypes.CDLL(str(path))
     threads = library.MKL_Get_Max_Threads()
     library.MKL_Set_Num_Threads(1)
     try:
         yield
     finally:
         library.MKL_Set_Num_Threads(threads)
+
+
+def _mkl() -> ctypes.CDLL | None:
+    path = _library() if sys.platform == "linux" else None
+    return None if path is None else ctypes.CDLL(str(path))
 
 
 def _load_openmp() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import mlx.core as mx
@@ -116,16 +117,15 @@ class Lane:
         return self.lanes.read(layer, slice(self.index, self.index + 1), slice(start, end))
 
 
-class Place:
+class Place(Protocol):
     """Where new tokens go."""
 
     def put(self, array: mx.array, new: mx.array) -> mx.array:
         """`array` with them, grown if there was no room."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch(Place):
+class _Stretch:
     """One lane, from one position on."""
 
     lane: int
@@ -139,7 +139,7 @@ class _Stretch(Place):
         return array
 
 
-class Scattered(Place):
+class Scattered:
     """Single tokens, each in a lane and at a position of its own."""
 
     def __init__(self, tokens: Sequence[tuple[int, int]]) -> None:

@@ -78,8 +78,9 @@ class MlxRuntime:
         meaning = Meaning.of(raw, context)
         fingerprint = model_fingerprint(folder, files, meaning.canonical, digests)
         bound_memory()
+        with computing():
+            check_products()  # where products will be computed, and on as many threads
         with on_one_thread():
-            check_products()
             loaded = load_model(folder, files, raw, meaning.config, dtype)
             route_attention(loaded.module)
             shape = measure(loaded)

@@ -71,7 +71,6 @@ class Views:
         for page, view in views[:num_idle]:
             if view.lane.lanes in homes:
                 del self._by_page[page]
-        del views
         while (nbytes := self.nbytes) > self._budget_nbytes and len(self._by_page) > num_used:
             self._by_page.popitem(last=False)
         return nbytes
