@@ -115,8 +115,6 @@ def until_saved(chapter: Chapter, desk: Desk, raised: bool) -> None:
             raised = not succeeds(chapter, desk)
         elif desk.store.flush():
             return
-        elif {reason.code for reason in desk.store.health()} and not desk.store.stats().num_unsaved_agents:
-            raised = True  # dropped blocks are offered again with the next reply
     raise AssertionError(f"not saved: {desk.store.health()}")
 
 

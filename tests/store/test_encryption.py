@@ -297,7 +297,9 @@ def test_a_row_of_an_unknown_key_is_damage(folder: Path, open_sealed: OpenSealed
     store.close()
     with closing(sqlite3.connect(folder / "sealed-catalog.sqlite")) as catalog, catalog:
         ((key, tokens),) = catalog.execute("SELECT key, tokens FROM blocks WHERE num_before = 16").fetchall()
-        catalog.execute("UPDATE blocks SET tokens = ? WHERE key = ?", [b"\0" + tokens[1:], key])
+        catalog.execute(
+            "UPDATE blocks SET tokens = ? WHERE key = ?", [bytes([tokens[0] ^ 1]) + tokens[1:], key]
+        )
     store = open_sealed()
     assert_filled(store, links)  # healed from its file
     assert len(store.stats().notes) == 1

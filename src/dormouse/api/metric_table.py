@@ -229,7 +229,7 @@ OF_STORE: tuple[Reading[StoreStats], ...] = (
     Reading(
         "dormouse_store_failed_writes_total",
         "counter",
-        "Blocks that did not reach the disk.",
+        "Writes of blocks that failed; they are tried again.",
         "",
         _count("failed_writes"),
     ),

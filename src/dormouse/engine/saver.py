@@ -2,8 +2,9 @@
 
 Full blocks go as they are sealed, whoever asked: any later request may match them. The unfinished tail
 and the history go at the end of a reply, for named agents only: an anonymous tail would cost a block of
-disk to save less than a block of computing. Whatever the store could not take then is offered again at
-the next end of a reply, so persistence resumes by itself.
+disk to save less than a block of computing. What the disk does not take the store tries again. What the
+store does not take, because its queue is full or its quota too small, is offered again at the next end of a
+reply.
 """
 
 from __future__ import annotations

@@ -51,8 +51,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH_NBYTES = 64 << 20
-
 
 class BlockStore:
     """Durable blocks and agents of one data folder.
@@ -79,7 +77,7 @@ class BlockStore:
             parts.notes,
             parts.counters,
             parts.health,
-            max_batch_nbytes=min(MAX_BATCH_NBYTES, max(1, parts.keeper.quota_nbytes // 8)),
+            max_batch_nbytes=options.bounds(parts.keeper.quota_nbytes).batch_nbytes,
             retry_s=options.retry_s,
             touch_interval_s=options.touch_interval_s,
         )
@@ -362,7 +360,7 @@ class BlockStore:
         return self._parts.health.reasons
 
     def flush(self, timeout_s: float = ADMIN_TIMEOUT_S) -> bool:
-        """Wait until all that was accepted before is on disk. False when it is not."""
+        """Wait until all that was accepted is on disk; what failed is tried again. False when it is not."""
         try:
             return self._run(self._is_saved, timeout_s)
         except (StoreError, DeadlineExceeded):
@@ -409,7 +407,10 @@ class BlockStore:
         return Disk(free, self._parts.catalog.is_in_place)
 
     def _is_saved(self) -> bool:
-        return not self._parts.keeper.has_leftovers and not self._parts.health.reasons
+        keeper = self._parts.keeper
+        if keeper.has_leftovers:
+            keeper.settle({})
+        return not keeper.has_leftovers and not self._parts.health.reasons
 
     def _set_aside(self, row: BlockRow) -> None:
         self._writer.post(lambda: self._parts.keeper.set_aside(row))

@@ -27,6 +27,7 @@ from dormouse.store.index import Index
 from dormouse.store.ledger import Count, Counters, Ledger
 from dormouse.store.notes import Notes
 from dormouse.store.rows import AgentRow, BlockRow, Change, DocumentId, agent_documents
+from dormouse.store.unwritten import Unwritten
 from dormouse.store.view import PendingBlock, StoreView, UnsavedAgent, agent_row, not_found
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Keeper:
         counters: Counters,
         health: Health,
         notes: Notes,
+        unwritten: Unwritten,
         quota_nbytes: int,
     ) -> None:
         self._catalog = catalog
@@ -78,6 +80,7 @@ class Keeper:
         self._counters = counters
         self._health = health
         self._notes = notes
+        self._unwritten = unwritten
         self._quota_nbytes = quota_nbytes
         self._notes_failed = False
         self._dirty: dict[AgentId, UnsavedAgent] = {}
@@ -92,8 +95,13 @@ class Keeper:
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether agents and notes wait for a catalog that works, or files for an unlink that works."""
-        return bool(self._dirty or self._doomed or self._notes_failed)
+        """Whether agents, notes or blocks wait for a disk that works, or files for an unlink that works."""
+        return bool(self._dirty or self._doomed or self._notes_failed or self._unwritten)
+
+    @property
+    def blocks_are_due(self) -> bool:
+        """Whether blocks that the disk did not take are to be tried again now."""
+        return bool(self._unwritten) and not self._unwritten.wait_s
 
     def commit(self, change: Change) -> None:
         """Commit `change`, mirror it, then unlink what it doomed. Raises as `Catalog.apply` does."""
@@ -133,11 +141,12 @@ class Keeper:
         agents: Sequence[UnsavedAgent],
         used: Mapping[BlockKey, float],
     ) -> bool:
-        """Make a batch, and the notes that wait, durable in one transaction; False when that failed.
+        """Make a batch, and what failed before, durable in one transaction; False when that failed.
 
-        Blocks that cannot be written are dropped. Agents are kept, the newest update of each, and committed
-        with a later batch, as are notes that the quota has no room for.
+        What cannot be written is kept, of each agent the newest update, and written with a later batch, as
+        are notes that the quota has no room for. Blocks that it has no room for are dropped.
         """
+        blocks = [*self._unwritten.take(), *blocks]
         newest = self._dirty | {agent.update.id: agent for agent in agents}
         has_room = self._make_room(blocks, newest.values())
         written = self._write(blocks) if has_room else []
@@ -159,6 +168,12 @@ class Keeper:
         self._counters.add(Count.BLOCKS_WRITTEN, len(written))
         self._hold_quotas(newest)
         return True
+
+    def settle(self, used: Mapping[BlockKey, float]) -> None:
+        """Record these uses, and try what failed before again now, all of it."""
+        self._unwritten.hurry()
+        while self.store([], [], used) and self.blocks_are_due:
+            used = {}
 
     def _hold_quotas(self, agents: Iterable[AgentId]) -> None:
         try:
@@ -217,6 +232,7 @@ class Keeper:
             if unsaved is not None:
                 del self._dirty[gone]
                 self._view.saved([unsaved])
+        self._unwritten.forget_unreached()
         self._purge(removed)
         return _removal(removed.values())
 
@@ -276,6 +292,7 @@ class Keeper:
 
     def remove_unreached(self, keys: Iterable[BlockKey]) -> Removal:
         """Remove, and overwrite, those blocks that nobody needs. Raises as `commit` does."""
+        self._unwritten.forget_unreached()
         kept = self._index.reachable(self._index.refs()) | self._view.unsaved_keys()
         blocks = self._index.blocks
         rows = [blocks[key] for key in dict.fromkeys(keys) if key in blocks and key not in kept]
@@ -307,7 +324,11 @@ class Keeper:
         return existing
 
     def _make_room(self, blocks: Sequence[PendingBlock], agents: Iterable[UnsavedAgent]) -> bool:
-        """Whether the files of `blocks` fit the quota, after evictions; if not, they are dropped."""
+        """Whether there is room for the files of `blocks` in the quota, after evictions.
+
+        Blocks that do not fit are dropped: that does not change by itself. Those that evictions failed to
+        make room for are kept.
+        """
         links = (link for agent in agents for link in agent.update.links)
         num_rows = len(blocks) + sum(link.key not in self._index.blocks for link in links)
         catalog_room = 2 * CATALOG_ROOM_NBYTES + (num_rows + REMOVAL_BATCH) * ROW_ROOM_NBYTES
@@ -318,7 +339,10 @@ class Keeper:
         except WRITE_ERRORS as error:
             if blocks:
                 self._health.failed("block files", error)
-                self._drop(blocks)
+                if isinstance(error, StoreError):
+                    self._drop(blocks)
+                else:
+                    self._set_back(blocks)
             if self._notes.has_unsaved:
                 self._health.failed("documents", error)
             return False
@@ -326,7 +350,7 @@ class Keeper:
         return True
 
     def _write(self, blocks: Sequence[PendingBlock]) -> list[WrittenBlock]:
-        """Write the files; what fails is dropped."""
+        """Write the files; what fails is written anew later."""
         written, failed = self._files.write(blocks)
         for _, error in failed:
             self._health.failed("block files", error)
@@ -335,7 +359,7 @@ class Keeper:
             self._spare(written)
             self._doomed.update((block.link.key, block.namespace) for block, _ in failed)
             self.unlink_doomed()
-        self._drop([block for block, _ in failed])
+        self._set_back([block for block, _ in failed])
         if written and not failed:
             self._health.works("block files")
         self._counters.add(Count.BYTES_WRITTEN, sum(w.nbytes for w in written))
@@ -351,8 +375,13 @@ class Keeper:
         """The rows of these files could not be committed."""
         self._doomed.update((w.block.link.key, w.block.namespace) for w in written)
         self.unlink_doomed()
-        self._drop([w.block for w in written])
+        self._set_back([w.block for w in written])
         self._view.touch_again(used)
+
+    def _set_back(self, blocks: Collection[PendingBlock]) -> None:
+        if blocks:
+            self._unwritten.add(blocks)
+            self._counters.add(Count.FAILED_WRITES, len(blocks))
 
     def _drop(self, blocks: Collection[PendingBlock]) -> None:
         self._view.drop([block.link.key for block in blocks])

@@ -65,7 +65,7 @@ class Count(StrEnum):
     REFUSED_PUTS = "refused_puts"
     """Puts that found the queue full or the writer stopped."""
     FAILED_WRITES = "failed_writes"
-    """Accepted blocks that did not reach the disk."""
+    """Writes of accepted blocks that failed, and accepted blocks that found no room in the quota."""
     LOADS = "loads"
     BYTES_READ = "bytes_read"
     MISSES = "misses"

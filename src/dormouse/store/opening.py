@@ -29,6 +29,7 @@ from dormouse.store.replies import Replies, ReplyBounds
 from dormouse.store.row_codec import RowCodec
 from dormouse.store.rows import Change
 from dormouse.store.sealed_blocks import SealedBlocks
+from dormouse.store.unwritten import Unwritten
 from dormouse.store.vault import Vault
 from dormouse.store.view import StoreView
 
@@ -57,10 +58,12 @@ class StoreParts:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Sizes in bytes, and the bounds of the notes."""
+    """Sizes in bytes, times in seconds, and the bounds of the notes."""
 
     quota_nbytes: int
     queue_nbytes: int
+    batch_nbytes: int
+    retry_s: float
     quarantine_nbytes: int
     documents: DocumentBounds
     replies: ReplyBounds
@@ -129,6 +132,7 @@ def assemble(folder: Path, ops: FileOps, bounds: Bounds, now: float, vault: Vaul
             counters=counters,
             health=health,
             notes=notes,
+            unwritten=Unwritten(index, view, max_batch_nbytes=bounds.batch_nbytes, retry_s=bounds.retry_s),
             quota_nbytes=bounds.quota_nbytes,
         )
         try:

@@ -12,13 +12,16 @@ from dormouse.store.rows import CHECKPOINT_KIND
 KEPT_KINDS = frozenset({"agent", "transcript", CHECKPOINT_KIND})
 """Documents that are never evicted: what an agent was made with, and what was said with it."""
 
+MAX_BATCH_NBYTES = 64 << 20
+"""Of payloads that are written at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """How a store uses memory, threads and time.
 
     `queue_nbytes` bounds the payloads that wait to be written. Uses of blocks are recorded every
-    `touch_interval_s` and at close, failed saves tried again every `retry_s`; both in seconds.
+    `touch_interval_s` and at close, failed writes tried again every `retry_s`; both in seconds.
     The bounds of documents are per tenant and kind; those of `kept_kinds` are refused above them, others
     push out the least recently used. Replies are forgotten `replies_age_s` seconds after their last use.
     """
@@ -45,6 +48,8 @@ class StoreOptions:
         return Bounds(
             quota_nbytes,
             self.queue_nbytes,
+            min(MAX_BATCH_NBYTES, max(1, share)),
+            self.retry_s,
             min(self.quarantine_nbytes, quota_nbytes // 10),
             DocumentBounds(
                 self.max_documents, min(self.max_documents_nbytes, share), self.kept_kinds, quota_nbytes // 4

@@ -50,7 +50,7 @@ class StoreView:
 
     | state                 | enters by        | leaves by                                  |
     | --------------------- | ---------------- | ------------------------------------------ |
-    | pending block         | `offer`          | `apply` (committed) or `drop` (lost)       |
+    | pending block         | `offer`          | `apply` (committed) or `drop` (no room)    |
     | damaged payload       | `mark_damaged`   | `apply` of a change to that block          |
     | unsaved agent         | `save`           | `saved` (committed or deleted)             |
     | touched, not recorded | `touch`          | `take_touched`                             |
@@ -118,7 +118,7 @@ class StoreView:
             return True
 
     def drop(self, keys: Iterable[BlockKey]) -> None:
-        """Forget pending blocks that could not be written; they may be offered again."""
+        """Forget pending blocks that will not be written; they may be offered again."""
         with self._lock:
             self._drop(keys)
 
@@ -187,7 +187,8 @@ class StoreView:
         """`change` is committed."""
         with self._lock:
             self._index.apply(change)
-            self._drop(change.rows.keys() | change.removed.keys())
+            # One of history alone says nothing of a payload that is still to be written.
+            self._drop({row.key for row in change.rows.values() if row.nbytes} | change.removed.keys())
             self._damaged -= change.rows.keys() | change.removed.keys()
 
     def agent_ids(self) -> list[AgentId]:

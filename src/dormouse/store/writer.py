@@ -154,7 +154,7 @@ class Writer:
                 self._step_since = time.monotonic()
                 self._step(batch)
                 self._step_since = None
-            self._keeper.store([], [], self._view.take_touched())
+            self._keeper.settle(self._view.take_touched())
         except Exception as error:
             log.exception("the writer stopped by an error of ours")
             self._fail(error, batch)
@@ -193,6 +193,8 @@ class Writer:
 
     def _idle_s(self) -> float | None:
         """Seconds until something is due without being queued."""
+        if self._keeper.blocks_are_due:
+            return 0.0
         if self._keeper.has_leftovers:
             return self._retry_s
         if self._notes.has_unsaved:
