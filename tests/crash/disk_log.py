@@ -3,7 +3,9 @@
 The model, which docs/durability.md explains: what was written is on disk once its file was synced, names once
 their folder was. Until then a cut keeps or loses each write, sector by sector, and each name, independently.
 SQLite's own writes are found by comparing its files before and after each commit and each fold: a commit
-appends to the log and syncs it; a fold writes the database, syncs it, and then empties the log.
+appends to the log and syncs it; a fold writes the database, syncs it, and then empties the log. The first
+page of a new database goes through a rollback journal: it is written whole or not at all
+(https://www.sqlite.org/atomiccommit.html).
 """
 
 from __future__ import annotations
@@ -119,6 +121,9 @@ class LoggingOps(FileOps):
         # The database comes first where there is no log yet, and after the log when that is folded in.
         for name in reversed(CATALOG) if before[CATALOG[1]] else CATALOG:
             old, new = before[name], self._catalog[name]
+            if name == DATABASE and not old and new:
+                self.steps.append(Step("journaled", name, data=new))
+                continue
             writes = list(_differences(name, old, new))
             self.steps += writes
             if writes:
@@ -197,6 +202,8 @@ class Disk:
                 self._now[step.path].unsynced.append((step.offset, step.data))
             case "truncate":
                 self._now[step.path].unsynced.append((step.offset, None))
+            case "journaled":
+                self._now[step.path].synced[:] = step.data
             case "sync":
                 self._now[step.path].sync()
             case "rename":

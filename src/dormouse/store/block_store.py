@@ -409,7 +409,7 @@ class BlockStore:
     def _is_saved(self) -> bool:
         keeper = self._parts.keeper
         if keeper.has_leftovers:
-            keeper.settle({})
+            keeper.settle()
         return not keeper.has_leftovers and not self._parts.health.reasons
 
     def _set_aside(self, row: BlockRow) -> None:

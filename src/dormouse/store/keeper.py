@@ -22,7 +22,7 @@ from dormouse.store.garbage import (
     unreached,
     victims,
 )
-from dormouse.store.health import WRITE_ERRORS, Health
+from dormouse.store.health import WRITE_ERRORS, Health, WriteError
 from dormouse.store.index import Index
 from dormouse.store.ledger import Count, Counters, Ledger
 from dormouse.store.notes import Notes
@@ -83,7 +83,9 @@ class Keeper:
         self._unwritten = unwritten
         self._quota_nbytes = quota_nbytes
         self._notes_failed = False
+        self._catalog_failed = False
         self._dirty: dict[AgentId, UnsavedAgent] = {}
+        self._to_trim: set[AgentId] = set()
         self._doomed: dict[BlockKey, Namespace] = {}
         self._to_wipe: set[BlockKey] = set()
         self._unlinked: dict[BlockKey, Namespace] = {}
@@ -95,8 +97,8 @@ class Keeper:
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether agents, notes or blocks wait for a disk that works, or files for an unlink that works."""
-        return bool(self._dirty or self._doomed or self._notes_failed or self._unwritten)
+        """Whether something waits for a disk that works: rows, notes, blocks, or files that are to go."""
+        return bool(self._catalog_failed or self._notes_failed or self._unwritten or self._doomed)
 
     @property
     def blocks_are_due(self) -> bool:
@@ -156,12 +158,13 @@ class Keeper:
         try:
             self.commit(change)
         except WRITE_ERRORS as error:
-            self._health.failed("catalog", error)
+            self._fail(error)
             self._give_up(written, used)
             self._dirty = newest
             self._notes_failed = self._notes.has_unsaved
             return False
         self._notes_failed = not has_room and self._notes.has_unsaved
+        self._catalog_failed = False
         self._health.works("catalog")
         self._view.saved([*self._dirty.values(), *agents])
         self._dirty = {}
@@ -169,18 +172,25 @@ class Keeper:
         self._hold_quotas(newest)
         return True
 
-    def settle(self, used: Mapping[BlockKey, float]) -> None:
-        """Record these uses, and try what failed before again now, all of it."""
+    def settle(self) -> None:
+        """Record uses, and try what failed before again now, all of it."""
         self._unwritten.hurry()
-        while self.store([], [], used) and self.blocks_are_due:
-            used = {}
+        while self.store([], [], self._view.take_touched()) and self.blocks_are_due:
+            pass
 
     def _hold_quotas(self, agents: Iterable[AgentId]) -> None:
+        self._to_trim.update(agents)
         try:
-            for agent in agents:
+            for agent in list(self._to_trim):
                 self.trim_to_quota(agent)
+                self._to_trim.remove(agent)
         except WRITE_ERRORS as error:
-            self._health.failed("catalog", error)  # the next reply of the agent tries again
+            self._fail(error)
+
+    def _fail(self, error: WriteError) -> None:
+        """The catalog was not written; it is tried again."""
+        self._catalog_failed = True
+        self._health.failed("catalog", error)
 
     def enforce_quota(self, nbytes: int = 0) -> None:
         """Evict until `nbytes` more fit. Raises StoreError when they cannot, and as `commit` does."""

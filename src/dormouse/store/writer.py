@@ -154,7 +154,7 @@ class Writer:
                 self._step_since = time.monotonic()
                 self._step(batch)
                 self._step_since = None
-            self._keeper.settle(self._view.take_touched())
+            self._keeper.settle()
         except Exception as error:
             log.exception("the writer stopped by an error of ours")
             self._fail(error, batch)
@@ -218,7 +218,7 @@ class Writer:
 
     def _due_touches(self) -> dict[BlockKey, float]:
         now = time.monotonic()
-        if now < self._touches_written_at + self._touch_interval_s:
+        if now < self._touches_written_at + self._touch_interval_s and not self._keeper.has_leftovers:
             return {}
         self._touches_written_at = now
         return self._view.take_touched()
