@@ -19,7 +19,7 @@ DORMOUSE = ("-m", "dormouse", "serve")
 """What Python runs, before the flags."""
 
 START_TIMEOUT_S = 300.0
-END_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 180.0
 _READY = re.compile(r"ready\s+(http://\S+) after ([\d.]+) s")
 
 

@@ -17,6 +17,7 @@ _CROWD = "crowd"
 _SAYS = 24
 _HEARS = 16
 _DIALECTS = ("chat", "messages", "responses")
+_ANCHOR = "anchor"
 
 
 @dataclass
@@ -33,8 +34,19 @@ class Moments:
             await asyncio.sleep(max(0.0, moment.at * self.world.seconds - host.now))
             if moment.what is What.CROWD:
                 await self._crowd(number)
-            else:
-                await host.restart(moment.what)
+                continue
+            if moment.what is What.SIGKILL:
+                await self._until_written()
+            await host.restart(moment.what)
+
+    async def _until_written(self) -> None:
+        """All that was told before is on disk: what is made here is answered when it is, and comes after it.
+
+        A reply is saved some moments after it is told, and a kill may cost it until then. That it costs no
+        more is for `make torture` to show.
+        """
+        await self.world.call("POST", "/v1/agents", {"name": _ANCHOR})
+        await self.world.call("DELETE", f"/v1/agents/{_ANCHOR}")
 
     async def _crowd(self, number: int) -> None:
         """Everybody at once. Who is refused comes back when told to, until all are answered."""

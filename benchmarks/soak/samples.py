@@ -16,6 +16,8 @@ from benchmarks.resident import Resident
 from benchmarks.soak.client import Client
 
 _LIMIT_S = 30.0
+_LEAVING_S = 10.0
+"""A crowd's connections are closed some seconds after it: keep-alive."""
 _SOURCES = ("computed", "memory", "disk", "generated")
 
 
@@ -99,7 +101,7 @@ class Sampler:
             at=began,
             life=len(host.lives),
             age=began - host.lives[-1].began,
-            is_calm=client.num_crowds == 0 and client.last_crowd_end < began,
+            is_calm=client.num_crowds == 0 and client.last_crowd_end + _LEAVING_S < began,
             resident=memory.anonymous + memory.file_backed - memory.arena + arena,
             anonymous=memory.anonymous,
             file_backed=memory.file_backed,

@@ -27,6 +27,8 @@ from benchmarks.soak.world import World
 from dormouse.bench.machine import describe
 
 _SETTLE_S = 60.0
+_OVERTIME_S = 600.0
+"""A restart or a crowd that the run's end falls into is seen through, for so long at most."""
 _TWIN_ARENA = 32768
 _LOUD = ("error", "critical")
 _COMPLAINTS = ("Traceback", "Warning:", "never retrieved", "was destroyed")
@@ -70,17 +72,20 @@ class Soak:
         return self._document(started)
 
     async def _load(self) -> None:
-        """All agents and moments for as long as planned, or until told to stop."""
+        """All agents and moments for as long as planned and until those are over, or until told to stop."""
         await self.host.start()
         agents = [Agent(self.world, kind, number) for kind in self.mix.kinds for number in range(kind.agents)]
-        works = [*(agent.live() for agent in agents), self.moments.run(), self.sampler.run()]
-        tasks: set[asyncio.Task[Any]] = {asyncio.create_task(work) for work in works}
+        moments = asyncio.create_task(self.moments.run())
+        works = [*(agent.live() for agent in agents), self.sampler.run()]
+        tasks: set[asyncio.Task[Any]] = {moments, *(asyncio.create_task(work) for work in works)}
         stopping = asyncio.create_task(self.stop.wait())
         try:
-            end = asyncio.get_running_loop().time() + self.seconds
-            while not stopping.done() and (left := end - asyncio.get_running_loop().time()) > 0:
+            while not stopping.done():
+                end = self.seconds + (0.0 if moments.done() else _OVERTIME_S)
+                if self.host.now >= end:
+                    break
                 done, _ = await asyncio.wait(
-                    [stopping, *tasks], timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    [stopping, *tasks], timeout=end - self.host.now, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done - {stopping}:
                     task.result()  # an agent that ends has failed, and its failure is raised here

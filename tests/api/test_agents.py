@@ -193,8 +193,10 @@ def test_an_agent_is_deleted_while_it_replies(service: Service, runtime: FakeRun
     refused: list[Any] = []
     deleting = threading.Thread(target=lambda: refused.append(service.http.delete(f"{AGENTS}/a")))
     deleting.start()
+    while deleting.is_alive():  # step by step: the reply must not end before the engine is told
+        runtime.allow.release()
+        deleting.join(0.05)
     runtime.run_freely()
-    deleting.join(WAIT_S)
     talking.join(WAIT_S)
     assert refused[0].status_code == 200
     assert code(answers[0]) == (404, "agent_not_found")

@@ -14,10 +14,12 @@ from tests.benchmarks.conftest import fake_peer
 
 from dormouse.models.folder import ModelFolder
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def run(tmp_path: Path, scale: Scale, smollm2: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("benchmarks.compare.mixed._SETTLING_S", 0.2)
+    monkeypatch.setattr("benchmarks.compare.mixed._SETTLING_S", 2.0)
     peers = [fake_peer("dormouse", ours=True), fake_peer("llamacpp", slots=True), fake_peer("vllm", None)]
     return Run(peers, smollm2, scale, tmp_path / "rows", lambda _: None)
 

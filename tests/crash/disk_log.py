@@ -3,9 +3,10 @@
 The model, which docs/durability.md explains: what was written is on disk once its file was synced, names once
 their folder was. Until then a cut keeps or loses each write, sector by sector, and each name, independently.
 SQLite's own writes are found by comparing its files before and after each commit and each fold: a commit
-appends to the log and syncs it; a fold writes the database, syncs it, and then empties the log. The first
-page of a new database goes through a rollback journal: it is written whole or not at all
-(https://www.sqlite.org/atomiccommit.html).
+appends to the log and syncs it; a fold writes the database, syncs it, and then empties the log. Of a log that
+begins anew the header is synced before anything else, and its salt makes what lies behind it from before no
+part of it (walWriteFrames in SQLite's wal.c). The first page of a new database goes through a rollback
+journal: it is written whole or not at all (https://www.sqlite.org/atomiccommit.html).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from dormouse.store.file_ops import FileOps
 
 SECTOR = 512
 DATABASE = "catalog.sqlite"
-CATALOG = (DATABASE, f"{DATABASE}-wal")
+WAL = f"{DATABASE}-wal"
+WAL_HEADER = 32
+CATALOG = (DATABASE, WAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +122,19 @@ class LoggingOps(FileOps):
         before = self._catalog
         self._catalog = {name: _content(self._root / name) for name in CATALOG}
         # The database comes first where there is no log yet, and after the log when that is folded in.
-        for name in reversed(CATALOG) if before[CATALOG[1]] else CATALOG:
+        for name in reversed(CATALOG) if before[WAL] else CATALOG:
             old, new = before[name], self._catalog[name]
             if name == DATABASE and not old and new:
                 self.steps.append(Step("journaled", name, data=new))
                 continue
+            if name == WAL and not old and new:
+                self.steps += [Step("write", name, data=new[:WAL_HEADER]), Step("sync", name)]
             writes = list(_differences(name, old, new))
             self.steps += writes
             if writes:
                 self.steps.append(Step("sync", name))
-        wal = CATALOG[1]
-        if len(self._catalog[wal]) < len(before[wal]):
-            self.steps.append(Step("truncate", wal, offset=len(self._catalog[wal])))
+        if len(self._catalog[WAL]) < len(before[WAL]):
+            self.steps.append(Step("truncate", WAL, offset=len(self._catalog[WAL])))
 
     def _name(self, path: Path) -> str:
         return "" if path == self._root else str(path.relative_to(self._root))

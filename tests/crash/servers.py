@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from tests.crash import fake_server
 
 ROOT = Path(__file__).parents[2]
-END_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 180.0
 READY_TIMEOUT_S = 180.0
 LAST_LINES = 30
 _READY = re.compile(r"ready\s+(http://\S+) after")

@@ -66,12 +66,13 @@ def assert_as_told(store: BlockStore, told: list[str]) -> None:
             assert not was_saved or (name == "bob" and "deleting bob" in told)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["plain", "sealed"])
 @pytest.mark.parametrize("how", ["kill", "power"])
 def test_killed_at_every_step(how: str, kind: str) -> None:
     with ram_folder() as base:
         process = start("tests.crash.workload", str(base), how, kind)
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=500)
         assert process.returncode == 0, errors
         folders = sorted(base.iterdir(), key=lambda path: int(path.name))
         assert len(folders) > MIN_STEPS

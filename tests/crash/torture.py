@@ -37,7 +37,7 @@ from dormouse.store.block_store import BlockStore
 STARTING_SHARE, STOPPING_SHARE = 0.15, 0.15
 STOPPING_S = 0.4
 TALK_TIMEOUT_S = 180.0
-SOME_REPLIES_S = 30.0
+SOME_REPLIES_S = 120.0
 LANES = 2
 """Data folders of the fake model that are worked on at a time."""
 

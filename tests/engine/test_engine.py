@@ -252,11 +252,11 @@ def test_a_full_queue_refuses_and_recovers(tmp_path: Path) -> None:
 def test_a_deadline_cuts_a_running_and_a_waiting_request(tmp_path: Path) -> None:
     runtime = GatedRuntime(32)
     with opened(tmp_path, runtime=runtime, max_running=1) as client:
-        running = client.submit(LONG, replace(GREEDY, max_tokens=400), deadline_s=0.05)
-        waiting = client.submit(LONG, deadline_s=0.05)
+        running = client.submit(LONG, replace(GREEDY, max_tokens=400), deadline_s=1.0)
+        waiting = client.submit(LONG, deadline_s=1.0)
         runtime.allow.release(2)
-        runtime.started.acquire()
-        threading.Event().wait(0.06)
+        assert runtime.started.acquire(timeout=WAIT_S)
+        threading.Event().wait(1.1)
         runtime.run_freely()
         assert isinstance(running.failed().error, DeadlineExceeded)
         assert isinstance(waiting.failed().error, DeadlineExceeded)
@@ -331,9 +331,14 @@ def test_the_end_of_the_grace_period_cuts_and_saves(tmp_path: Path) -> None:
         assert runtime.started.acquire(timeout=20)
         stopper = threading.Thread(target=client.engine.stop, args=(0.0,))
         stopper.start()
-        runtime.allow.release(2)
+
+        def has_stopped() -> bool:
+            stopper.join(0.05)  # a step each time: the reply must not end first
+            return not stopper.is_alive()
+
+        runtime.allow.release()
+        stepped(runtime, has_stopped)
         assert isinstance(call.failed().error, ShuttingDown)
-        stopper.join(20)
     with opened(tmp_path) as client:
         _, woken = client.ask(LONG, agent="a")
     assert woken.usage.disk_tokens == len(LONG) - 1

@@ -54,7 +54,9 @@ def answer_on(client: socket.socket) -> bytes:
     """One whole answer, on a connection that stays."""
     received = b""
     while b"\r\n\r\n" not in received or len(received.partition(b"\r\n\r\n")[2]) < length_of(received):
-        received += client.recv(65536)
+        part = client.recv(65536)
+        assert part, "the server closed before the end"
+        received += part
     return received
 
 
@@ -74,7 +76,7 @@ def trickle(client: socket.socket, data: bytes) -> threading.Event:
                 client.sendall(data[index : index + 1])
             except OSError:
                 return
-            if stop.wait(0.02):
+            if stop.wait(NO_TIME_S / 4):
                 return
 
     threading.Thread(target=send, daemon=True).start()
@@ -82,10 +84,10 @@ def trickle(client: socket.socket, data: bytes) -> threading.Event:
 
 
 def test_a_client_that_never_reads_is_cut(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connection, "stall_s", NO_TIME_S)
     site = serve(num_pages=256, buffer_nbytes=4096)
     head, body = request_of(max_tokens=3000, stream=True, logprobs=True, top_logprobs=20)
-    with connected(site, receive_nbytes=4096) as client:
+    with monkeypatch.context() as patch, connected(site, receive_nbytes=4096) as client:
+        patch.setattr(Connection, "stall_s", NO_TIME_S)
         client.sendall(head + body)
         site.until(lambda: site.logged(logging.INFO, "read nothing"))
         assert len(read_all(client)) < 1 << 20
@@ -111,9 +113,9 @@ def test_a_slow_reader_that_reads_on_gets_all(serve: Serve, monkeypatch: pytest.
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 def test_a_body_byte_by_byte_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr(limits, "BODY_S", NO_TIME_S)
     head, body = request_of(path)
-    with connected(site) as client:
+    with monkeypatch.context() as patch, connected(site) as client:
+        patch.setattr(limits, "BODY_S", NO_TIME_S)
         client.sendall(head)
         stop = trickle(client, body)
         answer = read_all(client)
@@ -127,12 +129,13 @@ def test_a_body_byte_by_byte_is_refused(site: Site, monkeypatch: pytest.MonkeyPa
 
 
 def test_headers_byte_by_byte_are_not_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connection, "headers_s", NO_TIME_S)
     head, _ = request_of()
-    with connected(site) as client:
-        stop = trickle(client, head)
-        assert read_all(client) == b""
-        stop.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "headers_s", NO_TIME_S)
+        with connected(site) as client:
+            stop = trickle(client, head)
+            assert read_all(client) == b""
+            stop.set()
     assert site.logged(logging.INFO, "sent no whole request")
     assert site.chat().status_code == 200
 
@@ -146,17 +149,18 @@ def test_a_connection_that_says_nothing_is_closed(site: Site, monkeypatch: pytes
 
 def test_a_connection_is_used_again_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two requests the bound is that of idle connections, not that of headers."""
-    monkeypatch.setattr(Connection, "headers_s", NO_TIME_S)
+    headers_s = 1.0  # also for the first request, which follows at once on the connection
+    monkeypatch.setattr(Connection, "headers_s", headers_s)
     head, body = request_of()
     gate = Gate()
     site.runtime.on_forward = gate.wait
     with connected(site) as client:
         client.sendall(head + body)
         assert gate.reached.acquire(timeout=WAIT_S)
-        threading.Event().wait(2 * NO_TIME_S)
+        threading.Event().wait(1.5 * headers_s)
         gate.open()
         assert b" 200 " in answer_on(client).split(b"\r\n")[0]
-        threading.Event().wait(2 * NO_TIME_S)
+        threading.Event().wait(1.5 * headers_s)
         client.sendall(head + body)
         assert b" 200 " in answer_on(client).split(b"\r\n")[0]
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 from benchmarks.server import serve
 
 from dormouse.models.folder import ModelFolder
+
+pytestmark = pytest.mark.timeout(600)
 
 QUESTION = {"messages": [{"role": "user", "content": "Count to three."}], "max_tokens": 8, "temperature": 0}
 
@@ -61,7 +64,7 @@ def test_an_arena_that_cannot_be_mapped_is_told_at_the_start(smollm2: ModelFolde
         str(tmp_path / "data"),
     ]
     command = [sys.executable, "-m", "dormouse", "serve", "--port", "0", *flags]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert ended.returncode == 1
     said = " ".join((ended.stdout + ended.stderr).split())
     assert "no memory for a KV arena" in said
@@ -79,7 +82,7 @@ def test_a_start_without_memory_ends_with_a_reason(smollm2: ModelFolder, tmp_pat
     flags = ["--model", str(smollm2.path), "--arena-tokens", "400000", "--data-dir", str(tmp_path / "data")]
     command = [sys.executable, "-m", "dormouse", "serve", "--port", "0", *flags]
     ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=100, check=False, preexec_fn=limited
+        command, capture_output=True, text=True, timeout=500, check=False, preexec_fn=limited
     )
     assert ended.returncode == 1, ended.stderr[-2000:]
     said = " ".join((ended.stdout + ended.stderr).split())

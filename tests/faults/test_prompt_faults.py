@@ -35,7 +35,9 @@ from dormouse.models.rendering import Accepts
 from dormouse.models.tool_formats.hermes import Hermes
 from dormouse.models.workers import Workers
 
-NO_TIME_S = 0.2
+NO_TIME_S = 1.0
+"""For who hangs. It binds the others as well: enough for an ordinary prompt on a busy machine."""
+
 FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}
 STRICT = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}, "strict": True}}
 
@@ -96,7 +98,7 @@ def test_who_waits_behind_slow_prompts_is_told_so(
     monkeypatch.setattr(services, "PROMPT_TIMEOUT_S", NO_TIME_S)
     site = serve()
     try:
-        codes = [code_of(site.chat("a snail")) for _ in range(8)]
+        codes = [code_of(site.chat("a snail")) for _ in range(5)]
         assert set(codes) == {"prompt_stalled"}
         waited = site.chat("quick")
         assert (waited.status_code, code_of(waited)) == (503, "prompt_stalled")
@@ -127,6 +129,8 @@ def test_a_grammar_that_explodes(serve: Serve, monkeypatch: pytest.MonkeyPatch, 
     finally:
         slow_grammars.open()
     site.until_well()
+    # The first real compilation has no more time than those that hang; once it is made, it is found.
+    site.until(lambda: site.chat("strict", response_format=STRICT, max_tokens=3).status_code == 200)
     assert int(text_of(site.chat("strict", response_format=STRICT, max_tokens=3))) is not None
 
 
@@ -272,7 +276,7 @@ def test_a_flood_of_prompts_leaves_room_for_others(monkeypatch: pytest.MonkeyPat
 
 
 def test_threads_that_come_back_are_used_again() -> None:
-    workers = Workers("the prompt", 0.05, 1)
+    workers = Workers("the prompt", NO_TIME_S, 1)
 
     async def crowd() -> None:
         gates = [threading.Event() for _ in range(3)]

@@ -99,7 +99,7 @@ class FakeLoader:
         return ServedModel(name, 1_700_000_000, chat, engine, self._deadline_s, candidate.folder)
 
     def unload(self, served: ServedModel) -> None:
-        assert self._store.flush()
+        assert self._store.flush(timeout_s=4 * WAIT_S)
         served.engine.check()
         served.engine.runtime.close()
         self.unloaded.append(served)

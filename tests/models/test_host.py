@@ -318,7 +318,9 @@ def test_a_request_past_the_deadline_is_saved_told_and_continued(store: BlockSto
                 assert await asyncio.to_thread(first.started.acquire, timeout=WAIT_S)
             swap = asyncio.create_task(host.swap("b", 0.0))
             await until(lambda: phase(host) == "draining")
-            first.run_freely()
+            while not swap.done():  # step by step: the reply must not end before its engine is told
+                first.allow.release()
+                await asyncio.wait([swap], timeout=0.05)
             change = await swap
             assert change.num_cut == 1
             error = (await asyncio.to_thread(call.failed)).error

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dormouse.cli.agent_source import _write
 from dormouse.store.file_ops import FileOps
 from dormouse.store.opening import make_private
 
-pytestmark = [pytest.mark.usefixtures("smollm2"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("smollm2"), pytest.mark.timeout(600)]
 
 CANARIES = {
     name: f"canary-{name}-5f1e9a"
@@ -171,16 +172,15 @@ def call() -> dict[str, Any]:
 def walk_open_files(server: Server, work: Workload) -> None:
     """While the server runs: its log of changes, locks and temporary files are there."""
     for path in work.data.rglob("*"):
-        mode = stat.S_IMODE(path.lstat().st_mode)
-        if mode & 0o077:
-            work.open_files.add(f"{path.name} {mode:o} (running)")
+        with suppress(FileNotFoundError):  # it may be gone since it was listed
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            if mode & 0o077:
+                work.open_files.add(f"{path.name} {mode:o} (running)")
     for fd in Path(f"/proc/{server.pid}/fd").iterdir():
-        try:
+        with suppress(FileNotFoundError):
             target = fd.readlink()
-        except OSError:
-            continue
-        if work.data in target.parents and stat.S_IMODE(fd.stat().st_mode) & 0o077:
-            work.open_files.add(f"{target} (open)")
+            if work.data in target.parents and stat.S_IMODE(fd.stat().st_mode) & 0o077:
+                work.open_files.add(f"{target} (open)")
 
 
 def test_everything_below_the_data_folder_is_its_owners(workload: Workload) -> None:

@@ -128,21 +128,24 @@ def _say(http: httpx.Client, index: int) -> None:
 
 
 MODEST = 20
-GREEDY = 60
+GREEDY = 120
 LENGTH = 150
+LATE = 40
+"""So many may end while the machine pauses between what the server does and what its clients see."""
 
 
 def test_nobody_waits_for_another_agents_queue(server: Server, figures: dict[str, Any]) -> None:
-    """S24: an agent with 60 requests waiting delays the single ones of 20 others by its share, no more.
+    """S24: an agent with 120 requests waiting delays the single ones of 20 others by its share, no more.
 
     The bound is that of docs/architecture.md: with none of its own before it, a request is admitted after at
-    most one of each agent. Those who run already come on top, as do those who run beside it.
+    most one of each agent. Those who run already come on top, as do those who run beside it. That it is kept
+    to the letter tests/engine/test_fairness.py shows, without clocks.
     """
     greedy, modest, sent_at = asyncio.run(_unequal(server.url))
     ends = sorted(seen.ended_at for seen in (*greedy, *modest) if seen.ended_at and seen.ended_at > sent_at)
     ranks = sorted(ends.index(seen.ended_at) for seen in modest if seen.ended_at)
     assert len(ranks) == MODEST
-    assert ranks[-1] < (MODEST + 1) + 2 * STEP, "somebody waited for more than the others' turns"
+    assert ranks[-1] < (MODEST + 1) + 2 * STEP + LATE, "somebody waited for more than the others' turns"
     waits = [seen.total_s for seen in modest if seen.total_s]
     figures |= {
         "ends_before_the_last_modest_one": ranks[-1],
@@ -187,8 +190,8 @@ def test_threads_and_files_stay_flat(
         for _ in range(scale(2, 10)):
             visits = asyncio.run(visit_all(server.url, clients, count))
             assert all(seen.is_whole for seen in visits)
-    idle(http)
-    after = settled(server, before)
+            idle(http)
+            after = settled(server, before)
     most = sampler.most
     assert most.threads < before.threads + count // 4, "threads came with the clients"
     assert most.files <= before.files + count + 8, "files came with the clients, beside their connections"

@@ -19,7 +19,7 @@ from benchmarks.figures import Scale
 from benchmarks.flood import TOO_MANY, Client, percentiles, visit, visit_all
 from benchmarks.server import Server
 from tests.fake_server import PAGE, fake_server
-from tests.live import WAIT_S, at_once, strict_server, wait_for
+from tests.live import WAIT_S, at_once, strict_server
 from tests.stress.watch import Holdings, idle, metrics, settled, state
 
 from dormouse.models.folder import ModelFolder
@@ -33,6 +33,7 @@ QUEUE = 20
 LONG = "canary-{0:04} " * 50
 REPLY = 24
 PATIENT_ROUNDS = 3
+TRIES = 3
 OVERLOADED = 529
 """What Anthropic's clients know a full server by."""
 
@@ -154,18 +155,28 @@ def test_after_the_flood_requests_are_served_without_waiting(
 
 
 def _uncrowded(server: Server, http: httpx.Client, name: str) -> dict[str, float]:
-    """As many long replies as fit, together: all run at once, nobody waits for another. Figures of them."""
-    preemptions = http.get("/health").json()["engine"]["preemptions"]
-    earlier = metrics(http)
-    clients = [Client.asking(f"{name}-{i}", f"{name} {i}", 700) for i in range(HELD)]
-    with ThreadPoolExecutor(1) as thread:
-        begun = time.monotonic()
-        replies = thread.submit(lambda: asyncio.run(visit_all(server.url, clients, HELD)))
-        wait_for(http, lambda engine: (engine["num_running"], engine["num_waiting"]) == (HELD, 0))
-        visits = replies.result()
-        seconds = time.monotonic() - begun
-    assert all(seen.is_whole and not seen.refused for seen in visits)
-    assert idle(http)["preemptions"] == preemptions
+    """As many long replies as fit, together: all run at once, nobody waits for another. Figures of them.
+
+    Asked for again when the machine paused for so long that they came one after the other.
+    """
+    for number in range(TRIES):
+        preemptions = http.get("/health").json()["engine"]["preemptions"]
+        earlier = metrics(http)
+        clients = [Client.asking(f"{name}-{number}-{i}", f"{name} {number} {i}", 700) for i in range(HELD)]
+        most_running = 0
+        with ThreadPoolExecutor(1) as thread:
+            begun = time.monotonic()
+            replies = thread.submit(lambda those: asyncio.run(visit_all(server.url, those, HELD)), clients)
+            while not replies.done():
+                most_running = max(most_running, http.get("/health").json()["engine"]["num_running"])
+            visits = replies.result()
+            seconds = time.monotonic() - begun
+        assert all(seen.is_whole and not seen.refused for seen in visits)
+        assert idle(http)["preemptions"] == preemptions
+        if most_running == HELD:
+            break
+    else:
+        raise AssertionError(f"{most_running} of {HELD} ran at once")
     now = metrics(http)
     waited = now[("dormouse_queue_seconds_sum", ())] - earlier[("dormouse_queue_seconds_sum", ())]
     return {
@@ -182,6 +193,7 @@ def test_no_page_is_lost_in_floods_with_clients_that_leave(
     rounds: list[Holdings] = []
     clients = flood(server, "leak", 40)
     leavers = [Client.asking(f"leaver-{i}", f"leave {LONG.format(i)}", 300) for i in range(20)]
+    at_once([partial(metrics, http)] * 32)  # every pool of threads gets its size
     for _ in range(scale(3, 25)):
         visits = asyncio.run(_mixed(server.url, clients, leavers))
         assert all(visits)

@@ -67,14 +67,15 @@ def state(client: httpx.Client) -> dict[str, Any]:
 
 
 def written(client: httpx.Client) -> dict[str, Any]:
-    """What the store says, as soon as nothing waits to be written. Raises TimeoutError."""
+    """What the store says, as soon as no block and no agent waits to be written. Raises TimeoutError."""
     end = time.monotonic() + WAIT_S
     while True:
         store: dict[str, Any] = state(client)["store"]
-        if not store["num_pending"]:
+        waiting = store["num_pending"] + store["num_unsaved_agents"]
+        if not waiting:
             return store
         if time.monotonic() > end:
-            raise TimeoutError(f"after {WAIT_S:g} s {store['num_pending']} blocks still wait")
+            raise TimeoutError(f"after {WAIT_S:g} s {waiting} blocks and agents still wait")
 
 
 def metrics(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
