@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from dormouse.domain.agents import AgentId
-from dormouse.domain.blocks import BlockKey, Namespace, pack_tokens
+from dormouse.domain.blocks import BlockKey, Namespace
 from dormouse.domain.errors import StoreError
+from dormouse.store.batch import plan_batch
 from dormouse.store.block_files import BlockFiles, WrittenBlock
 from dormouse.store.catalog import Catalog
 from dormouse.store.garbage import (
     agent_deletion,
     drop_payload,
     over_quota,
-    release_tails,
     unreached,
     victims,
 )
@@ -28,7 +28,7 @@ from dormouse.store.ledger import Count, Counters, Ledger
 from dormouse.store.notes import Notes
 from dormouse.store.rows import AgentRow, BlockRow, Change, DocumentId, agent_documents
 from dormouse.store.unwritten import Unwritten
-from dormouse.store.view import PendingBlock, StoreView, UnsavedAgent, agent_row, not_found
+from dormouse.store.view import PendingBlock, StoreView, UnsavedAgent, not_found
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Keeper:
         newest = self._dirty | {agent.update.id: agent for agent in agents}
         has_room = self._make_room(blocks, newest.values())
         written = self._write(blocks) if has_room else []
-        change = self._plan(written, newest.values(), used)
+        change = plan_batch(self._index, self._view.unsaved_tips(), written, newest.values(), used)
         if has_room:
             self._notes.plan(change)
         try:
@@ -293,7 +293,7 @@ class Keeper:
         try:
             if failed:
                 raise failed[0][1]
-            self.commit(self._plan(written, [], {}))
+            self.commit(plan_batch(self._index, self._view.unsaved_tips(), written, [], {}))
         except WRITE_ERRORS:
             self._doomed.update((block.link.key, block.namespace) for block in blocks)
             self.unlink_doomed()
@@ -396,40 +396,6 @@ class Keeper:
     def _drop(self, blocks: Collection[PendingBlock]) -> None:
         self._view.drop([block.link.key for block in blocks])
         self._counters.add(Count.FAILED_WRITES, len(blocks))
-
-    def _plan(
-        self, written: Sequence[WrittenBlock], agents: Iterable[UnsavedAgent], used: Mapping[BlockKey, float]
-    ) -> Change:
-        change = Change(used=dict(used))
-        for w in written:
-            link = w.block.link
-            parent = change.rows.get(link.parent) or self._index.blocks.get(link.parent)
-            change.rows[link.key] = BlockRow(
-                key=link.key,
-                namespace=w.block.namespace,
-                parent=link.parent,
-                tokens=w.block.tokens,
-                num_before=parent.end if parent is not None else 0,
-                nbytes=w.nbytes,
-                checksum=w.checksum,
-                used_at=w.block.used_at,
-            )
-        for agent in agents:
-            self._add_history(change, agent)
-            change.agents[agent.update.id] = agent_row(agent, self._index.agents.get(agent.update.id))
-        release_tails(self._index, change, self._view.unsaved_tips())
-        return change
-
-    def _add_history(self, change: Change, agent: UnsavedAgent) -> None:
-        namespace = agent.update.id.namespace
-        end = 0
-        for link in agent.update.links:
-            if link.key not in change.rows and link.key not in self._index.blocks:
-                tokens = pack_tokens(link.tokens)
-                change.rows[link.key] = BlockRow(
-                    link.key, namespace, link.parent, tokens, end, 0, "", agent.saved_at
-                )
-            end += len(link.tokens)
 
     def _remove(self, rows: Sequence[BlockRow], reachable: Set[BlockKey], *, wipe: bool = False) -> Removal:
         """Drop payloads, and the rows that are not in `reachable`, a few per transaction."""
