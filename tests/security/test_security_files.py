@@ -209,7 +209,7 @@ def test_nothing_secret_is_logged_counted_or_quoted(workload: Workload) -> None:
         assert canary not in workload.told, name
     for key in workload.keys:
         assert key not in log + workload.told
-        assert key.rpartition("-")[2] not in log + workload.told
+        assert key.split("-", 2)[2] not in log + workload.told
 
 
 def test_secrets_lie_in_the_data_folder_only_as_they_must(workload: Workload) -> None:
