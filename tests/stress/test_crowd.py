@@ -186,13 +186,16 @@ def test_threads_and_files_stay_flat(
         asyncio.run(visit_all(server.url, clients, count))
     idle(http)
     before = Holdings.of(server)
-    with Sampler(server) as sampler:
-        for _ in range(scale(2, 10)):
+    rounds = []
+    for _ in range(scale(2, 10)):
+        with Sampler(server) as sampler:
             visits = asyncio.run(visit_all(server.url, clients, count))
-            assert all(seen.is_whole for seen in visits)
-            idle(http)
-            after = settled(server, before)
-    most = sampler.most
-    assert most.threads < before.threads + count // 4, "threads came with the clients"
-    assert most.files <= before.files + count + 8, "files came with the clients, beside their connections"
-    figures |= {"clients": count, "before": vars(before), "most": vars(most), "after": vars(after)}
+        assert all(seen.is_whole for seen in visits)
+        rounds.append(sampler.most)
+        idle(http)
+        after = settled(server, before)
+    threads, files = max(most.threads for most in rounds), max(most.files for most in rounds)
+    assert threads < before.threads + count // 4, "threads came with the clients"
+    assert files <= before.files + count + 8, "files came with the clients, beside their connections"
+    most = {"threads": threads, "files": files}
+    figures |= {"clients": count, "before": vars(before), "most": most, "after": vars(after)}

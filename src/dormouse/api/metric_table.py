@@ -229,7 +229,7 @@ OF_STORE: tuple[Reading[StoreStats], ...] = (
     Reading(
         "dormouse_store_failed_writes_total",
         "counter",
-        "Writes of blocks that failed; they are tried again.",
+        "Writes of blocks that failed, and blocks that found no room in the quota.",
         "",
         _count("failed_writes"),
     ),

@@ -383,8 +383,13 @@ class BlockStore:
             if not self._writer.stop():
                 log.critical("a write does not return; what was queued behind it is lost")
                 return  # the catalog and the lock are the writer's, until the process ends
-            if self._view.num_unsaved:
-                log.error("closed with %d agents that could not be saved", self._view.num_unsaved)
+            num_blocks, _ = self._view.pending
+            if self._view.num_unsaved or num_blocks:
+                log.error(
+                    "closed with %d agents and %d blocks that could not be saved",
+                    self._view.num_unsaved,
+                    num_blocks,
+                )
             self._parts.catalog.close()
             self._lock.release()
 

@@ -82,7 +82,7 @@ def release_tails(index: Index, change: Change, unsaved_tips: Set[BlockKey]) -> 
     left = [index.agents[moving].tip for moving in after.moving_agents]
     left += [index.checkpoints[c.agent][c.tag].tip for c in after.moving_checkpoints]
     for tip in set(left):
-        tail = index.blocks.get(tip)
+        tail = change.rows.get(tip) or index.blocks.get(tip)
         if tail is None or tail.key in change.removed or not after.is_free(tail):
             continue
         if not tail.nbytes or any(_continues(row, tail) for row in after.siblings(tail)):

@@ -6,12 +6,12 @@ Runs on the writer thread alone (and on the opening thread before that one start
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from dormouse.domain.agents import AgentId
 from dormouse.domain.blocks import BlockKey, Namespace
-from dormouse.domain.errors import StoreError
+from dormouse.domain.errors import DamagedCatalog, StoreError
 from dormouse.store.batch import plan_batch
 from dormouse.store.block_files import BlockFiles, WrittenBlock
 from dormouse.store.catalog import Catalog
@@ -84,6 +84,7 @@ class Keeper:
         self._quota_nbytes = quota_nbytes
         self._notes_failed = False
         self._catalog_failed = False
+        self._files_work = True
         self._dirty: dict[AgentId, UnsavedAgent] = {}
         self._to_trim: set[AgentId] = set()
         self._doomed: dict[BlockKey, Namespace] = {}
@@ -103,12 +104,20 @@ class Keeper:
     @property
     def blocks_are_due(self) -> bool:
         """Whether blocks that the disk did not take are to be tried again now."""
-        return bool(self._unwritten) and not self._unwritten.wait_s
+        return self._unwritten.is_due
+
+    @property
+    def catalog_failed(self) -> bool:
+        """Whether the catalog was not written when it was last tried."""
+        return self._catalog_failed
 
     def commit(self, change: Change) -> None:
         """Commit `change`, mirror it, then unlink what it doomed. Raises as `Catalog.apply` does."""
         stored = {row.key for row in change.rows.values() if row.nbytes}
-        change.unlinked |= stored | self._settled()
+        # What a write that failed has left may come back by a power cut: it is on record before its row goes.
+        left = self._unlinked | self._doomed
+        change.doomed |= {key: left[key] for key in change.removed if key in left}
+        change.unlinked |= stored | (self._settled() - change.doomed.keys())
         self._catalog.apply(change)
         self._view.apply(change)
         self._notes.apply(change)
@@ -148,7 +157,8 @@ class Keeper:
         What cannot be written is kept, of each agent the newest update, and written with a later batch, as
         are notes that the quota has no room for. Blocks that it has no room for are dropped.
         """
-        blocks = [*self._unwritten.take(), *blocks]
+        again = self._unwritten.take()
+        blocks = [*again, *blocks]
         newest = self._dirty | {agent.update.id: agent for agent in agents}
         has_room = self._make_room(blocks, newest.values())
         written = self._write(blocks) if has_room else []
@@ -160,23 +170,38 @@ class Keeper:
         except WRITE_ERRORS as error:
             self._fail(error)
             self._give_up(written, used)
+            if blocks:
+                self._unwritten.tried(in_vain=True)
             self._dirty = newest
             self._notes_failed = self._notes.has_unsaved
             return False
         self._notes_failed = not has_room and self._notes.has_unsaved
-        self._catalog_failed = False
-        self._health.works("catalog")
         self._view.saved([*self._dirty.values(), *agents])
         self._dirty = {}
         self._counters.add(Count.BLOCKS_WRITTEN, len(written))
-        self._hold_quotas(newest)
+        if blocks:
+            self._unwritten.tried(in_vain=not written)
+        # An empty commit writes nothing, and shows nothing while something waits.
+        if change.num_rows or not self._unwritten:
+            self._catalog_failed = False
+        self._hold_quotas(newest.keys() | (self._with_quota() if again else set()))
+        if not self._catalog_failed:
+            self._health.works("catalog")
+        if self._files_work and not self._unwritten:
+            self._health.works("block files")
         return True
 
-    def settle(self) -> None:
-        """Record uses, and try what failed before again now, all of it."""
-        self._unwritten.hurry()
-        while self.store([], [], self._view.take_touched()) and self.blocks_are_due:
-            pass
+    def settle(self, on_batch: Callable[[], object] = bool) -> None:
+        """Record uses, and try what failed before again now: each block once, until nothing of a batch is
+        written. `on_batch` is called before each."""
+        self._unwritten.begin_round(probe=self._catalog_failed)
+        on_batch()
+        while self.store([], [], self._view.take_touched()) and self._unwritten.in_round:
+            on_batch()
+
+    def _with_quota(self) -> set[AgentId]:
+        """Whose blocks may be too many, when blocks come long after their agents."""
+        return {agent.id for agent in self._index.agents.values() if agent.quota_nbytes}
 
     def _hold_quotas(self, agents: Iterable[AgentId]) -> None:
         self._to_trim.update(agents)
@@ -229,22 +254,33 @@ class Keeper:
         Their files are overwritten before they go. Raises AgentNotFound, and as `commit` does.
         """
         removed: dict[BlockKey, BlockRow] = {}
-        for gone in self._existing(ids, name):
-            unsaved = self._dirty.get(gone)
-            documents = self._documents_of(gone)
-            if gone in self._index.agents:
-                change = agent_deletion(self._index, gone, self._view.unsaved_keys(but=unsaved))
-                change.documents |= dict.fromkeys(documents)
-                self.commit(change)
-                removed |= change.removed
-            for document in documents:
-                self._notes.documents.delete(document)  # what was put meanwhile goes too
-            if unsaved is not None:
-                del self._dirty[gone]
-                self._view.saved([unsaved])
-        self._unwritten.forget_unreached()
+        try:
+            for gone in self._existing(ids, name):
+                removed |= self._delete_agent(gone)
+        finally:
+            self._unwritten.forget_unreached()
         self._purge(removed)
         return _removal(removed.values())
+
+    def _delete_agent(self, gone: AgentId) -> Mapping[BlockKey, BlockRow]:
+        """What of it was on record."""
+        removed: dict[BlockKey, BlockRow] = {}
+        unsaved = self._dirty.get(gone)
+        documents = self._documents_of(gone)
+        if gone in self._index.agents:
+            change = agent_deletion(self._index, gone, self._view.unsaved_keys(but=unsaved))
+            change.documents |= dict.fromkeys(documents)
+            self.commit(change)
+            removed |= change.removed
+        for document in documents:
+            self._notes.documents.delete(document)  # what was put meanwhile goes too
+        if unsaved is not None:
+            del self._dirty[gone]
+            self._view.saved([unsaved])
+            rows = self._unneeded(link.key for link in unsaved.update.links)
+            self._remove(rows, frozenset(), wipe=True)
+            removed |= {row.key: row for row in rows}
+        return removed
 
     def collect(self, used_before: float) -> Removal:
         """Remove what no agent reaches and was last used before (Unix seconds). Raises as `commit` does."""
@@ -303,10 +339,12 @@ class Keeper:
     def remove_unreached(self, keys: Iterable[BlockKey]) -> Removal:
         """Remove, and overwrite, those blocks that nobody needs. Raises as `commit` does."""
         self._unwritten.forget_unreached()
+        return self._remove(self._unneeded(keys), frozenset(), wipe=True)
+
+    def _unneeded(self, keys: Iterable[BlockKey]) -> list[BlockRow]:
         kept = self._index.reachable(self._index.refs()) | self._view.unsaved_keys()
         blocks = self._index.blocks
-        rows = [blocks[key] for key in dict.fromkeys(keys) if key in blocks and key not in kept]
-        return self._remove(rows, frozenset(), wipe=True)
+        return [blocks[key] for key in dict.fromkeys(keys) if key in blocks and key not in kept]
 
     def _settled(self) -> set[BlockKey]:
         """Unlinked files that no power cut brings back; many at a time, each folder costs an fsync."""
@@ -317,7 +355,7 @@ class Keeper:
         except OSError as error:
             log.warning("folders of unlinked files: %s", error)
             return set()
-        return set(self._unlinked)
+        return self._unlinked.keys() - self._doomed.keys()
 
     def _fits(self, nbytes: int) -> bool:
         return self._ledger.total + nbytes <= self._quota_nbytes
@@ -348,8 +386,9 @@ class Keeper:
             self.enforce_quota(sum(block.format.file_nbytes(block.tokens) for block in blocks) + catalog_room)
         except WRITE_ERRORS as error:
             if blocks:
+                self._files_work = False
                 self._health.failed("block files", error)
-                if isinstance(error, StoreError):
+                if isinstance(error, StoreError) and not isinstance(error, DamagedCatalog):
                     self._drop(blocks)
                 else:
                     self._set_back(blocks)
@@ -370,8 +409,8 @@ class Keeper:
             self._doomed.update((block.link.key, block.namespace) for block, _ in failed)
             self.unlink_doomed()
         self._set_back([block for block, _ in failed])
-        if written and not failed:
-            self._health.works("block files")
+        if blocks:
+            self._files_work = not failed
         self._counters.add(Count.BYTES_WRITTEN, sum(w.nbytes for w in written))
         return written
 

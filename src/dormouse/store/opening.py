@@ -132,7 +132,13 @@ def assemble(folder: Path, ops: FileOps, bounds: Bounds, now: float, vault: Vaul
             counters=counters,
             health=health,
             notes=notes,
-            unwritten=Unwritten(index, view, max_batch_nbytes=bounds.batch_nbytes, retry_s=bounds.retry_s),
+            unwritten=Unwritten(
+                index,
+                view,
+                max_nbytes=bounds.queue_nbytes // 2,
+                max_batch_nbytes=bounds.batch_nbytes,
+                retry_s=bounds.retry_s,
+            ),
             quota_nbytes=bounds.quota_nbytes,
         )
         try:

@@ -151,13 +151,17 @@ class Writer:
         batch: Batch | None = None
         try:
             while (batch := self._take()) is not None:
-                self._step_since = time.monotonic()
+                self._begin_step()
                 self._step(batch)
                 self._step_since = None
-            self._keeper.settle()
+            self._keeper.settle(self._begin_step)
+            self._step_since = None
         except Exception as error:
             log.exception("the writer stopped by an error of ours")
             self._fail(error, batch)
+
+    def _begin_step(self) -> None:
+        self._step_since = time.monotonic()
 
     def _take(self) -> Batch | None:
         """The next batch, an empty one when something is due, None when all is done after `stop`."""
@@ -218,7 +222,7 @@ class Writer:
 
     def _due_touches(self) -> dict[BlockKey, float]:
         now = time.monotonic()
-        if now < self._touches_written_at + self._touch_interval_s and not self._keeper.has_leftovers:
+        if now < self._touches_written_at + self._touch_interval_s and not self._keeper.catalog_failed:
             return {}
         self._touches_written_at = now
         return self._view.take_touched()
