@@ -63,7 +63,7 @@ class Heard:
     finish: str | None = None
 
 
-def listen(http: httpx.Client, client: Client, on_begun: Callable[[], object] = bool) -> Heard:
+def listen(http: httpx.Client, client: Client, on_begun: Callable[[], None] = lambda: None) -> Heard:
     """Ask, and read the stream to its end; `on_begun` is called when there is an answer. Raises RuntimeError
     when it has no end."""
     text, finish = "", None

@@ -191,7 +191,7 @@ class Keeper:
             self._health.works("block files")
         return True
 
-    def settle(self, on_batch: Callable[[], object] = bool) -> None:
+    def settle(self, on_batch: Callable[[], None] = lambda: None) -> None:
         """Record uses, and try what failed before again now: each block once, until nothing of a batch is
         written. `on_batch` is called before each."""
         self._unwritten.begin_round(probe=self._catalog_failed)
