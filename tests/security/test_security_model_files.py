@@ -108,6 +108,7 @@ def _is_writable(value: Any) -> bool:
         isinstance(value, list)
         and len({type(item) for item in value}) == 1
         and type(value[0]) in (int, str, float)
+        and all(isinstance(item, str) or abs(item) < 1 << 31 for item in value)  # lists are of int32
     )
 
 
