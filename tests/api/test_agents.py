@@ -193,9 +193,7 @@ def test_an_agent_is_deleted_while_it_replies(service: Service, runtime: FakeRun
     refused: list[Any] = []
     deleting = threading.Thread(target=lambda: refused.append(service.http.delete(f"{AGENTS}/a")))
     deleting.start()
-    while deleting.is_alive():  # step by step: the reply must not end before the engine is told
-        runtime.allow.release()
-        deleting.join(0.05)
+    runtime.step_until_ended(deleting)
     runtime.run_freely()
     talking.join(WAIT_S)
     assert refused[0].status_code == 200

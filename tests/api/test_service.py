@@ -169,9 +169,7 @@ def test_the_end_of_the_server_ends_streams_with_an_error(service: Service, gate
         assert '"role":"assistant"' in next(lines)
         stopper = threading.Thread(target=service.served.engine.stop, args=(0.0,))
         stopper.start()
-        while stopper.is_alive():  # step by step: the stream must not end before the engine is told
-            gated.allow.release()
-            stopper.join(0.05)
+        gated.step_until_ended(stopper)
         rest = "".join(lines)
     assert '"code":"shutting_down"' in rest
     assert "[DONE]" not in rest

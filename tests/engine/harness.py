@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,14 @@ class GatedRuntime(FakeRuntime):
 
     def run_freely(self) -> None:
         self.allow.release(100_000)
+
+    def step_until_ended(self, thread: threading.Thread) -> None:
+        """Step slowly until `thread`, which tells the engine something, has ended: no reply ends before."""
+        end = time.monotonic() + WAIT_S
+        while thread.is_alive():
+            assert time.monotonic() < end, f"{thread.name} did not end"
+            self.allow.release()
+            thread.join(0.05)
 
 
 @dataclass

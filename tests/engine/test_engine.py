@@ -331,13 +331,7 @@ def test_the_end_of_the_grace_period_cuts_and_saves(tmp_path: Path) -> None:
         assert runtime.started.acquire(timeout=20)
         stopper = threading.Thread(target=client.engine.stop, args=(0.0,))
         stopper.start()
-
-        def has_stopped() -> bool:
-            stopper.join(0.05)  # a step each time: the reply must not end first
-            return not stopper.is_alive()
-
-        runtime.allow.release()
-        stepped(runtime, has_stopped)
+        runtime.step_until_ended(stopper)
         assert isinstance(call.failed().error, ShuttingDown)
     with opened(tmp_path) as client:
         _, woken = client.ask(LONG, agent="a")
